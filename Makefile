@@ -1,0 +1,55 @@
+# Every task of the project. `make help` lists them; each works alone on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Small networks lose time to thread hand-over; the training code sets what it wants for itself.
+export PYTHONHASHSEED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-learning test-slow test-oracle check format bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml requirements/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c requirements/constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+setup: $(STAMP) ## Create .venv and install the project with its tested versions
+
+demo: $(STAMP) ## Train SAC on the S&P 500, print the out-of-sample table, write runs/demo/
+	$(BIN)/python -m tradingbots demo
+
+test: $(STAMP) ## Run the default tests (under 8 minutes on two cores)
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not learning and not slow"
+
+test-learning: $(STAMP) ## Train agents to their known optima over several seeds (long)
+	$(BIN)/python -m pytest -q -m learning
+
+test-slow: $(STAMP) ## Run the long contract tests (killed trainings, full demo)
+	$(BIN)/python -m pytest -q -m slow
+
+test-oracle: $(STAMP) ## Compare with vectorbt in an environment of its own (.venv-oracle)
+	$(PYTHON) -m venv .venv-oracle
+	.venv-oracle/bin/python -m pip install --quiet -c requirements/constraints.txt -e . pytest vectorbt
+	.venv-oracle/bin/python -m pytest -q -W default tests/ml/test_vectorbt_oracle.py
+
+check: $(STAMP) ## Format, lint, types and import floors
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Rewrite the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## Run the benchmarks (parity is checked before anything is timed)
+	$(BIN)/python benchmarks/environment.py
+	$(BIN)/python benchmarks/regret.py
+
+clean: ## Remove the virtual environments and caches
+	rm -rf $(VENV) .venv-oracle .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -1,0 +1,1 @@
+"""Machine learning for trading; see `ml/README.md`."""

@@ -1,0 +1,1 @@
+"""The library: `core` (arithmetic), `data` (prices), `components` (environments, agents), `training` (loops, reports)."""

@@ -1,0 +1,1 @@
+"""Arithmetic that can be checked with a pencil: pure functions, no state, no files."""
