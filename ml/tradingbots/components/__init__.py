@@ -1,0 +1,24 @@
+"""Environments and agents: what `ml/README.md` builds with."""
+
+from ml.tradingbots.components.base_agent import BaseAgent
+from ml.tradingbots.components.env_config import TradingEnvConfig
+from ml.tradingbots.components.features import list_features
+from ml.tradingbots.components.rl_agents import create_rl_agent, list_available_agents, load_rl_agent
+from ml.tradingbots.components.rl_environment import TradingEnvironment
+from ml.tradingbots.components.sac_agent import SACAgent, SACConfig
+from ml.tradingbots.components.serialization import CheckpointError
+from ml.tradingbots.components.vector_environment import TradingVectorEnv
+
+__all__ = [
+    "BaseAgent",
+    "CheckpointError",
+    "SACAgent",
+    "SACConfig",
+    "TradingEnvConfig",
+    "TradingEnvironment",
+    "TradingVectorEnv",
+    "create_rl_agent",
+    "list_available_agents",
+    "list_features",
+    "load_rl_agent",
+]

@@ -1,0 +1,53 @@
+"""What an agent may ask for: the space of legal targets and the limits on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from ml.tradingbots.components.env_config import TradingEnvConfig
+
+FloatArray = npt.NDArray[np.float64]
+
+N_CHOICES = 3  # hold, buy, sell
+
+
+def action_space(config: TradingEnvConfig, n_assets: int) -> spaces.Space[Any]:
+    """Return the action space of one account."""
+    if config.action_type == "continuous":
+        return spaces.Box(np.float32(config.min_weight), np.float32(config.max_weight), (n_assets,), np.float32)
+    return spaces.Discrete(N_CHOICES) if n_assets == 1 else spaces.MultiDiscrete([N_CHOICES] * n_assets)
+
+
+def action_dim(config: TradingEnvConfig, n_assets: int) -> int:
+    """Return the agent's `action_dim`: a target weight per asset, or three choices per asset."""
+    return n_assets * (1 if config.action_type == "continuous" else N_CHOICES)
+
+
+def limit_gross(target: FloatArray, weight: FloatArray, max_gross_exposure: float) -> FloatArray:
+    """Scale targets down together so that, with the assets kept as they are, gross exposure stays within its limit.
+
+    Args:
+        target: wanted weights, NaN where no order is sent; (n_assets,).
+        weight: weights held now; (n_assets,).
+        max_gross_exposure: largest sum of absolute weights.
+
+    >>> limit_gross(np.array([0.75, -0.75]), np.zeros(2), 1.0)
+    array([ 0.5, -0.5])
+    """
+    size = np.abs(target)
+    gross = size.sum()
+    if gross <= max_gross_exposure:
+        return target
+    hold = np.isnan(target)
+    room = max_gross_exposure
+    if hold.any():
+        room = max(max_gross_exposure - float(np.abs(weight[hold]).sum()), 0.0)
+        gross = size[~hold].sum()
+        if gross <= room:
+            return target
+    limited: FloatArray = target * (room / gross)
+    return limited

@@ -1,0 +1,1 @@
+"""The front door: `tradingbots VERB`, one file per verb."""
