@@ -66,7 +66,7 @@ def test_bars_are_business_days_in_utc_from_1990_on():
     assert index[0] == pd.Timestamp("1990-01-01", tz="UTC")
     assert index.is_monotonic_increasing
     assert index.is_unique
-    assert index.dayofweek.max() == 4
+    assert index.day_of_week.max() == 4
     assert len(pd.bdate_range(index[0], index[-1])) == 500
 
 

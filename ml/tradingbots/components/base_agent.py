@@ -21,7 +21,17 @@ from torch import Tensor
 from ml.tradingbots.components.buffers import Batch, IndexedObservations, ReplayBuffer
 from ml.tradingbots.components.exploration import uniform_actions
 from ml.tradingbots.components.normalization import ObservationNormalizer
-from ml.tradingbots.components.serialization import CheckpointError, checked_config, read_file, require_keys, save_file
+from ml.tradingbots.components.serialization import (
+    DAMAGE,
+    CheckpointError,
+    check_like,
+    check_optimizer,
+    checked_config,
+    read_file,
+    require_keys,
+    save_file,
+    shown,
+)
 from ml.tradingbots.components.vector_adapter import as_vector_env
 
 FloatArray32 = npt.NDArray[np.float32]
@@ -78,7 +88,8 @@ class BaseAgent(ABC):
         self.environment_spec: dict[str, Any] = {}
         self.set_action_bounds(-np.ones(self.action_dim), np.ones(self.action_dim))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            # Not torch.manual_seed, which would seed every accelerator too.
+            torch.default_generator.manual_seed(seed)
             self._build()
 
     @abstractmethod
@@ -121,7 +132,7 @@ class BaseAgent(ABC):
         """Check that an environment fits, and take over its action bounds and specification.
 
         Raises:
-            ValueError: observation or action dimensions differ.
+            ValueError: observation or action dimensions differ, or actions have no bounds.
             TypeError: the action space is not the kind this agent acts in.
         """
         shape = env.single_observation_space.shape
@@ -141,6 +152,8 @@ class BaseAgent(ABC):
                 f"the environment's actions have shape {space.shape}, the agent was created with action_dim={self.action_dim}; "
                 "create it with action_dim=env.action_space_dim"
             )
+        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+            raise ValueError(f"agent {self.agent_type!r} needs actions with finite bounds, the environment has {space}")
         self.set_action_bounds(space.low, space.high)
         if hasattr(env, "specification"):
             self.environment_spec = env.specification()
@@ -190,9 +203,11 @@ class BaseAgent(ABC):
             batch = raw.to(self.device, torch.float32)
             batch = batch if batch.ndim == 2 else batch.unsqueeze(0)
             action = self.to_environment(self._policy(self.normalizer(batch), deterministic))
-            # One test for both: a hole in the observation always reaches the action.
+            # The action alone would not tell: clipping and tanh turn an infinite observation into a finite action.
+            if not bool(torch.isfinite(batch).all()):
+                raise ValueError("observation holds NaN or inf")
             if not bool(torch.isfinite(action).all()):
-                raise ValueError("observation holds NaN or inf (or the networks diverged): the action is not finite")
+                raise ValueError("the action is not finite: the networks diverged")
             action = action if raw.ndim == 2 else action.squeeze(0)
         return action.clone() if is_tensor else action.cpu().numpy()
 
@@ -211,6 +226,7 @@ class BaseAgent(ABC):
             "reward_scale": self.reward_scale,
             "action_bounds": {"low": self.action_low.cpu(), "high": self.action_high.cpu()},
             "generator": self.generator.get_state(),
+            "device": self.device.type,
             "counters": {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates, "seed": self.seed},
             "environment": self.environment_spec,
         }
@@ -223,28 +239,18 @@ class BaseAgent(ABC):
         """
         check_agent_state(state, path)
         if state["agent_type"] != self.agent_type:
-            raise CheckpointError(f"{path} holds a {state['agent_type']!r} agent, this one is {self.agent_type!r}")
+            raise CheckpointError(f"{path} holds a {shown(state['agent_type'])} agent, this one is {self.agent_type!r}")
         config = checked_config(state["config"], self.config_class, path)
+        check_dimensions(state, config, path)
         dimensions = {"state_dim": self.state_dim, "action_dim": self.action_dim}
         if state["dimensions"] != dimensions:
             raise CheckpointError(f"{path} was saved with {state['dimensions']}, this agent has {dimensions}")
         try:
             # Build first, replace after: a file that does not fit must leave this agent as it was.
-            fresh = type(self)(
-                self.state_dim, self.action_dim, config, device=str(self.device), seed=state["counters"]["seed"]
-            )
-            fresh.load_learned_state(state["learned"])
-            fresh.normalizer.load_state_dict(state["normalizer"])
-            fresh._check_shapes(state)
-            fresh.generator.set_state(state["generator"])
-        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            fresh = self._rebuilt(state, config)
+        except DAMAGE as error:
             raise CheckpointError(f"{path} does not fit a {self.agent_type!r} agent: {str(error)[:300]}") from error
         kept = {name: self.__dict__[name] for name in ("replay", "scale_rewards") if name in self.__dict__}
-        fresh.reward_scale = float(state["reward_scale"])
-        fresh.set_action_bounds(state["action_bounds"]["low"], state["action_bounds"]["high"])
-        fresh.num_timesteps = state["counters"]["num_timesteps"]
-        fresh.num_updates = state["counters"]["num_updates"]
-        fresh.environment_spec = state["environment"]
         self.__dict__.update(fresh.__dict__ | kept)
 
     def save(self, path: str | Path) -> Path:
@@ -264,20 +270,46 @@ class BaseAgent(ABC):
         self.load_state_dict(read_file(path, "agent", allowed=[self.config_class]), path=path)
         return self
 
-    def _check_shapes(self, state: dict[str, Any]) -> None:
-        expected = {
-            "normaliser": (state["normalizer"]["statistics"]["mean"], (self.state_dim,)),
-            "normaliser variance": (state["normalizer"]["statistics"]["var"], (self.state_dim,)),
-            "lower action bound": (state["action_bounds"]["low"], (self.action_dim,)),
-            "upper action bound": (state["action_bounds"]["high"], (self.action_dim,)),
-        }
-        for name, (value, shape) in expected.items():
-            if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-                raise ValueError(f"{name} must be a tensor of shape {shape}")
-        if state["normalizer"]["mode"] not in ("off", "fixed", "running"):
-            raise ValueError(f"unknown normaliser mode {state['normalizer']['mode']!r}")
-        if any(type(value) is not int for value in state["counters"].values()):
+    def _rebuilt(self, state: dict[str, Any], config: Any) -> BaseAgent:
+        """Return a new agent with everything that a file holds; raises one of `DAMAGE` where anything is odd."""
+        counters = state["counters"]
+        if set(counters) != {"num_timesteps", "num_updates", "seed"}:
+            raise ValueError("counters must be num_timesteps, num_updates and seed")
+        if any(type(value) is not int or abs(value) >= 2**63 for value in counters.values()):
             raise ValueError("counters must be integers")
+        if counters["num_timesteps"] < 0 or counters["num_updates"] < 0:
+            raise ValueError("counters must not be negative")
+        fresh = type(self)(self.state_dim, self.action_dim, config, device=str(self.device), seed=counters["seed"])
+        fresh._check_learned(state["learned"])
+        fresh.load_learned_state(state["learned"])
+        check_like(state["normalizer"], fresh.normalizer.state_dict(), "normalizer")
+        fresh.normalizer.load_state_dict(state["normalizer"])
+        bounds = state["action_bounds"]
+        check_like(bounds, {"low": fresh.action_low.cpu(), "high": fresh.action_high.cpu()}, "action_bounds")
+        if not bool((bounds["low"] <= bounds["high"]).all()):
+            raise ValueError("lower action bounds must not be above the upper ones")
+        fresh.set_action_bounds(bounds["low"], bounds["high"])
+        if not 0.0 < state["reward_scale"] < float("inf"):
+            raise ValueError(f"reward_scale must be a positive number, got {state['reward_scale']}")
+        # The generators of two kinds of device cannot take over each other's state; another device draws anew.
+        if torch.device(state["device"]).type == self.device.type:
+            fresh.generator.set_state(state["generator"])
+        fresh.reward_scale = state["reward_scale"]
+        fresh.num_timesteps, fresh.num_updates = counters["num_timesteps"], counters["num_updates"]
+        fresh.environment_spec = state["environment"]
+        return fresh
+
+    def _check_learned(self, learned: dict[str, Any]) -> None:
+        """Check networks and optimisers from a file against those of this agent; raises ValueError."""
+        ours = self.learned_state()
+        if set(learned) != set(ours):
+            raise ValueError(f"learned must have the entries {', '.join(ours)}")
+        for name, value in learned.items():
+            own = getattr(self, name)
+            if isinstance(own, torch.optim.Optimizer):
+                check_optimizer(value, own, name)
+            else:
+                check_like(value, ours[name], name)
 
 
 def check_agent_state(state: dict[str, Any], path: str | Path) -> None:
@@ -297,9 +329,38 @@ def check_agent_state(state: dict[str, Any], path: str | Path) -> None:
         reward_scale=float,
         action_bounds=dict,
         generator=Tensor,
+        device=str,
         counters=dict,
         environment=dict,
     )
+
+
+def check_dimensions(state: dict[str, Any], config: Any, path: str | Path) -> None:
+    """Check the dimensions in a file against the networks in it, before networks of that size are made.
+
+    Raises:
+        CheckpointError: they are no positive integers, or need more parameters than the file holds.
+    """
+    dimensions = state["dimensions"]
+    if set(dimensions) != {"state_dim", "action_dim"} or any(
+        type(value) is not int or value < 1 for value in dimensions.values()
+    ):
+        raise CheckpointError(f"{path}: dimensions must be state_dim and action_dim, got {shown(dimensions)}")
+    stored: dict[int, int] = {}
+    waiting = [state["learned"]]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif type(value) is Tensor and value.device.type == "cpu" and value.layout is torch.strided:
+            stored[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    width, n_layers = getattr(config, "hidden_dim", 1), getattr(config, "n_layers", 1)
+    needed = width * (sum(dimensions.values()) + width * (n_layers - 1))  # At least: one network without its biases.
+    if 4 * needed > sum(stored.values()):
+        raise CheckpointError(
+            f"{path}: networks for {shown(dimensions)} with hidden_dim={shown(width)} and n_layers={shown(n_layers)} are "
+            "larger than those in the file"
+        )
 
 
 class OffPolicyAgent(BaseAgent):

@@ -139,15 +139,38 @@ class ReplayBuffer:
         """Take over a saved memory.
 
         Raises:
-            ValueError: it was saved with other dimensions or a larger capacity.
+            ValueError: it was saved with other dimensions, another capacity or number of accounts, or is damaged.
         """
-        rows, size = state["rows"], int(state["size"])
-        if rows.shape[1:] != self.rows.shape[1:] or size > self.capacity or len(rows) != size:
+        if not self._fits(state):
+            rows = getattr(state.get("rows"), "shape", "none")
             raise ValueError(
-                f"the saved replay memory has rows of shape {tuple(rows.shape)}, this one holds {tuple(self.rows.shape)}: "
-                "resume with the same environment, n_envs and buffer_size"
+                f"the saved replay memory (rows: {rows}) does not fit this one ({tuple(self.rows.shape)}, {self.n_envs} "
+                "accounts) or is damaged: resume with the same environment, n_envs and buffer_size"
             )
-        self.rows[:size] = rows.to(self.rows.device)
+        size = state["size"]
+        self.rows[:size] = state["rows"].to(self.rows.device)
         if self.source is not None:
             self.bars[:size] = state["bars"].to(self.bars.device)
-        self.size, self.position = size, int(state["position"])
+        self.size, self.position = size, state["position"]
+
+    def _fits(self, state: dict[str, Any]) -> bool:
+        """Whether a state, which may come from anywhere, is one that this memory could have had."""
+        rows, bars, size, position = (state.get(name) for name in ("rows", "bars", "size", "position"))
+        if type(size) is not int or type(position) is not int or type(rows) is not Tensor or type(bars) is not Tensor:
+            return False
+        if not 0 <= size <= self.capacity or size % self.n_envs or position % self.n_envs:
+            return False
+        if not 0 <= position < self.capacity or (position != size and size != self.capacity):
+            return False
+        if rows.dtype != self.rows.dtype or rows.shape != (size, self.rows.shape[1]) or not torch.isfinite(rows).all():
+            return False
+        if self.source is None or size == 0:
+            return True
+        if bars.dtype != self.bars.dtype or bars.shape != (size,):
+            return False
+        first_and_last = torch.stack([bars.min(), bars.max() + 1]).to(self.bars.device).long()
+        try:
+            seen = self.source.gather(first_and_last, torch.zeros((2, self.key_dim), device=self.rows.device))
+        except IndexError:
+            return False
+        return bool(torch.isfinite(seen).all())

@@ -106,7 +106,7 @@ def market_features(
         Their names, and the table (n_bars, n_assets, n_features), NaN in warm-ups.
 
     Raises:
-        ValueError: a name is unknown, a field it needs is missing, or a function returns another shape.
+        ValueError: a name is unknown, a field it needs is missing, a function returns another shape, or there is none.
     """
     columns = {name: _built_in(name, bars) for name in config.features if name not in bars.extra}
     for name in config.features:
@@ -116,6 +116,11 @@ def market_features(
         columns.update(bars.extra)
     for name, function in extra_features.items():
         columns[name] = _checked(name, np.asarray(function(bars), dtype=np.float64), bars)
+    if not columns:
+        raise ValueError(
+            "features is empty and price_data brings no columns of its own: the agent would see no market at all. "
+            "Name some features (`list_features()` shows them)."
+        )
     return tuple(columns), np.stack(list(columns.values()), axis=-1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -109,7 +109,15 @@ class ObservationNormalizer:
         return {"mode": self.mode, "statistics": self.statistics.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved mode and statistics."""
+        """Take over saved mode and statistics.
+
+        Raises:
+            ValueError: the mode is unknown, or a variance or the count is negative.
+        """
+        if state["mode"] not in get_args(Mode):
+            raise ValueError(f"unknown normaliser mode {state['mode']!r}")
+        if bool((state["statistics"]["var"] < 0.0).any()) or not 0 <= state["statistics"]["count"] < 2**63:
+            raise ValueError("the variances and the count of a normaliser must not be negative")
         self.mode = state["mode"]
         self.statistics.load_state_dict(state["statistics"])
         self._refresh()

@@ -172,4 +172,5 @@ def create_reward(config: TradingEnvConfig) -> Reward:
 
 
 def _at_least(value: Any, least: float) -> Any:
-    return value * (value > least) + least * (value <= least)
+    # `least` joins in the dtype of `value`: a number times a boolean tensor would be float32.
+    return value * (value > least) + (least + 0.0 * value) * (value <= least)

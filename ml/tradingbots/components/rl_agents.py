@@ -6,9 +6,9 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-from ml.tradingbots.components.base_agent import BaseAgent, check_agent_state
+from ml.tradingbots.components.base_agent import BaseAgent, check_agent_state, check_dimensions
 from ml.tradingbots.components.sac_agent import SACAgent
-from ml.tradingbots.components.serialization import CheckpointError, checked_config, read_file
+from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, checked_config, read_file, shown
 
 AGENTS: dict[str, type[BaseAgent]] = {agent.agent_type: agent for agent in (SACAgent,)}
 CONFIG_CLASSES: tuple[type, ...] = tuple(agent.config_class for agent in AGENTS.values())
@@ -66,11 +66,12 @@ def agent_from_state(state: dict[str, Any], *, path: str | Path = "state", devic
     """Build the agent that a file's content describes; errors as for `load_rl_agent`."""
     check_agent_state(state, path)
     if state["agent_type"] not in AGENTS:
-        raise CheckpointError(f"{path} holds an agent of unknown type {state['agent_type']!r}")
+        raise CheckpointError(f"{path} holds an agent of unknown type {shown(state['agent_type'])}")
     config = checked_config(state["config"], AGENTS[state["agent_type"]].config_class, path)
-    dimensions = state["dimensions"]
-    if set(dimensions) != {"state_dim", "action_dim"} or any(type(value) is not int for value in dimensions.values()):
-        raise CheckpointError(f"{path}: dimensions must be state_dim and action_dim, got {dimensions}")
-    agent = create_rl_agent(state["agent_type"], **dimensions, config=config, device=device)
+    check_dimensions(state, config, path)
+    try:
+        agent = create_rl_agent(state["agent_type"], **state["dimensions"], config=config, device=device)
+    except DAMAGE as error:
+        raise CheckpointError(f"{path} does not describe an agent that can be made: {str(error)[:300]}") from error
     agent.load_state_dict(state, path=path)
     return agent

@@ -10,7 +10,9 @@ import dataclasses
 import io
 import os
 import pickle
+import struct
 import tempfile
+import threading
 import types
 import typing
 import zipfile
@@ -18,9 +20,32 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 FORMAT_VERSION = 1
+
+# What Python and torch raise on contents that make no sense: never let out as they are. OSError and programming errors of
+# ours are not among them, except where damaged contents cause the same kind.
+DAMAGE = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    Warning,  # Where the program turns warnings into errors.
+    pickle.PickleError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+# torch's list of allowed classes is one for the process, and leaving its context removes them for every thread.
+_ALLOW_LIST = threading.Lock()
 
 
 class CheckpointError(ValueError):
@@ -33,14 +58,46 @@ def save_file(path: str | Path, kind: str, content: dict[str, Any]) -> Path:
     Args:
         path: where; parent folders are made.
         kind: what the file is ("agent", "training run"), checked when it is read.
-        content: tensors, plain values and allow-listed config dataclasses.
+        content: tensors, plain values and allow-listed config dataclasses. NumPy scalars become Python's.
 
     Returns:
         The path written.
+
+    Raises:
+        TypeError: the content holds something else, which could be written but would be refused when it is read.
     """
     buffer = io.BytesIO()
-    torch.save({"format_version": FORMAT_VERSION, "kind": kind, **content}, buffer)
+    torch.save({"format_version": FORMAT_VERSION, "kind": kind, **plain(content, "content")}, buffer)
     return write_atomically(path, buffer.getbuffer())
+
+
+def plain(value: Any, where: str) -> Any:
+    """Return a value as files hold it: containers, tensors and Python's own scalars.
+
+    Args:
+        value: what is to be saved.
+        where: what messages call it.
+
+    Raises:
+        TypeError: it holds something that the restricted loader would refuse to read.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor) or value is None or type(value) in (bool, int, float, str, bytes):
+        return value
+    if isinstance(value, dict):
+        if all(isinstance(item, Tensor) for item in value.values()):
+            return value  # A module's own state dictionary, which carries more than its items.
+        return {plain(key, where): plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(item, f"{where}[{number}]") for number, item in enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = [field.name for field in dataclasses.fields(value)]
+        return dataclasses.replace(value, **{name: plain(getattr(value, name), f"{where}.{name}") for name in names})
+    raise TypeError(
+        f"{where} is a {type(value).__name__}, which cannot be saved: files hold tensors, numbers, text, lists, tuples and "
+        "dictionaries of them"
+    )
 
 
 def write_atomically(path: str | Path, content: bytes | memoryview) -> Path:
@@ -82,31 +139,50 @@ def read_file(path: str | Path, kind: str, *, allowed: Iterable[type] = ()) -> d
             version or kind, or a config in it has fields of the wrong names or types.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a checkpoint")
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     allowed = tuple(allowed)
     try:
-        with torch.serialization.safe_globals(list(allowed)):
+        _check_archive(path)
+        with _ALLOW_LIST, torch.serialization.safe_globals(list(allowed)):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} was refused: it holds something other than tensors, plain values and the configs of this library, "
             f"or is damaged; nothing in it was run ({_first_line(error)})"
         ) from error
-    except (RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise CheckpointError(
             f"{path} is not a readable checkpoint: truncated or damaged ({_first_line(error)})"
         ) from error
     if not isinstance(content, dict) or "format_version" not in content:
         raise CheckpointError(f"{path} is not a checkpoint of this library: it has no format_version")
-    if content["format_version"] != FORMAT_VERSION:
+    version, found = content["format_version"], content.get("kind")
+    if type(version) is not int or version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {content['format_version']!r}, this library reads {FORMAT_VERSION}: "
+            f"{path} has format version {shown(version)}, this library reads {FORMAT_VERSION}: "
             "load it with the version of the library that wrote it"
         )
-    if content.get("kind") != kind:
-        raise CheckpointError(f"{path} holds a {content.get('kind')!r}, not a {kind!r}")
+    if type(found) is not str or found != kind:
+        raise CheckpointError(f"{path} holds a {shown(found)}, not a {kind!r}")
     return content
+
+
+def _check_archive(path: Path) -> None:
+    """Check that a file is a plain archive, so that torch's readers of older formats never see it."""
+    with path.open("rb") as file:
+        begins_well = file.read(4) == b"PK\x03\x04"
+    if not begins_well:
+        raise ValueError("it is no torch archive")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    # Ours are stored as they are. Anything else can claim any size once unpacked.
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("its entries are compressed")
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ValueError("its entries are larger than the file")
 
 
 def checked_config(config: Any, expected: Any, path: str | Path) -> Any:
@@ -122,17 +198,16 @@ def checked_config(config: Any, expected: Any, path: str | Path) -> Any:
     values = dict(vars(config))
     fields = {field.name for field in dataclasses.fields(config)}
     if set(values) != fields:
-        raise CheckpointError(
-            f"{path}: {expected.__name__} has other fields: {', '.join(sorted(set(values) ^ fields))}"
-        )
+        other = ", ".join(sorted(shown(name) for name in set(values) ^ fields))
+        raise CheckpointError(f"{path}: {expected.__name__} has other fields: {other}")
     hints = typing.get_type_hints(expected)
     for name, value in values.items():
         if not _is_of_type(value, hints[name]):
-            raise CheckpointError(f"{path}: {expected.__name__}.{name} is {value!r}, expected {hints[name]}")
+            raise CheckpointError(f"{path}: {expected.__name__}.{name} is {shown(value)}, expected {hints[name]}")
     try:
         return expected(**values)
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: {expected.__name__} was refused: {error}") from error
+    except DAMAGE as error:
+        raise CheckpointError(f"{path}: {expected.__name__} was refused: {_first_line(error)}") from error
 
 
 def require_keys(content: dict[str, Any], path: str | Path, **types_: Any) -> None:
@@ -146,6 +221,77 @@ def require_keys(content: dict[str, Any], path: str | Path, **types_: Any) -> No
             raise CheckpointError(f"{path} has no entry {name!r}")
         if not isinstance(content[name], kind):
             raise CheckpointError(f"{path}: entry {name!r} is a {type(content[name]).__name__}")
+
+
+def check_like(value: Any, template: Any, where: str) -> None:
+    """Check that a value read from a file has the structure of one made here, tensors finite and of the same shapes.
+
+    Args:
+        value: from the file.
+        template: a value that is right in everything but its numbers.
+        where: what messages call it.
+
+    Raises:
+        ValueError: something differs.
+    """
+    if isinstance(template, Tensor):
+        if type(value) is not Tensor or value.layout is not torch.strided or value.is_meta:
+            raise ValueError(f"{where} must be a tensor, it is a {type(value).__name__}")
+        if value.shape != template.shape or value.dtype != template.dtype:
+            raise ValueError(
+                f"{where} must be {template.dtype} of shape {tuple(template.shape)}, "
+                f"it is {value.dtype} of shape {tuple(value.shape)}"
+            )
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"{where} holds NaN or inf: the run had diverged, or the file is damaged")
+    elif isinstance(template, dict):
+        if not isinstance(value, dict) or set(value) != set(template):
+            raise ValueError(f"{where} must have the entries {', '.join(map(str, template))}")
+        for name, item in template.items():
+            check_like(value[name], item, f"{where}.{name}")
+    elif isinstance(template, (list, tuple)):
+        if type(value) is not type(template) or len(value) != len(template):
+            raise ValueError(f"{where} must be a {type(template).__name__} of {len(template)} entries")
+        for number, item in enumerate(template):
+            check_like(value[number], item, f"{where}[{number}]")
+    elif type(value) is not type(template):
+        raise ValueError(f"{where} must be a {type(template).__name__}, it is a {type(value).__name__}")
+
+
+def check_optimizer(value: Any, optimizer: torch.optim.Optimizer, where: str) -> None:
+    """Check that an optimiser's state read from a file is one that `optimizer` can go on from.
+
+    Raises:
+        ValueError: it is for other parameters or other hyperparameters, or not finite.
+    """
+    own = optimizer.state_dict()
+    if not isinstance(value, dict) or set(value) != set(own):
+        raise ValueError(f"{where} must be the state of an optimiser")
+    if type(value["param_groups"]) is not list or len(value["param_groups"]) != len(own["param_groups"]):
+        raise ValueError(f"{where} must have {len(own['param_groups'])} groups of parameters")
+    for group, ours in zip(value["param_groups"], own["param_groups"], strict=True):
+        # Versions of torch add settings; those that both know must agree.
+        for name in ours.keys() & group.keys() | {"params", "lr"}:
+            if type(group[name]) is not type(ours[name]) or group[name] != ours[name]:
+                raise ValueError(f"{where}: {name} is {shown(group[name])}, the config makes it {shown(ours[name])}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states = value["state"]
+    if not isinstance(states, dict) or list(states) not in ([], list(range(len(parameters)))):
+        raise ValueError(f"{where} must have a state for each of {len(parameters)} parameters, or none")
+    entries = _optimizer_entries(optimizer)
+    for number, state in states.items():
+        parameter = parameters[number].detach()
+        template = {name: item if item.ndim == 0 else parameter for name, item in entries.items()}
+        check_like(state, template, f"{where}.state[{number}]")
+
+
+def _optimizer_entries(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of a parameter, found by letting one like it take a step."""
+    parameter = torch.zeros(1, requires_grad=True)
+    parameter.grad = torch.zeros(1)
+    probe = type(optimizer)([parameter], **optimizer.defaults)
+    probe.step()
+    return dict(probe.state[parameter])
 
 
 def _is_of_type(value: Any, hint: Any) -> bool:
@@ -170,6 +316,15 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def shown(value: Any) -> str:
+    """Return a value from a file for a message: short, whatever it is."""
+    try:
+        text = repr(value)
+    except DAMAGE:  # Integers beyond 4,300 digits, tensors without content.
+        text = type(value).__name__
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def _first_line(error: BaseException) -> str:

@@ -82,6 +82,8 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self._window_offset = self.config.window_size - 1
         self._generator = torch.Generator().manual_seed(seed)
         self._started = False
+        # Part of the indexed-observation protocol, which agents look for before the first reset.
+        self.bar = torch.full((n_envs,), market.first_bar, dtype=torch.int64, device=self.device)
         self._fingerprint = market.fingerprint()
 
     @property

@@ -2,7 +2,8 @@
 
 Every simulator of the project calls these functions, so that a strategy earns the same in all of them. They use operators
 only (`+ - * /`, `abs()` and comparisons): the same code runs on Python floats, NumPy arrays, torch tensors on any device
-and inside `numba.njit`. The `_portfolio` forms add a last axis of assets and a sum over it (NumPy and torch).
+and, compiled with `numba.njit(function)`, inside kernels, where Numba takes keyword-only arguments by position. The
+`_portfolio` forms add a last axis of assets and a sum over it (NumPy and torch).
 
 An account is its `equity` E (currency) and its `weight` w (signed share of equity held in an asset); the cash share is
 1 − Σw. Prices are exogenous: nothing here moves them.
@@ -110,7 +111,11 @@ def rebalance_with_minimum(
     >>> rebalance_with_minimum(100.0, 0.0, 0.5, commission_rate=0.0, slippage_rate=0.0, minimum_commission=2.0)
     (98.0, 0.49)
     """
-    by_rate, traded = rebalance(equity, weight, target_weight, cost_rate=commission_rate + slippage_rate)
+    # `rebalance` at the full rate, written out: Numba cannot compile a call to a function that is not compiled yet.
+    rate = commission_rate + slippage_rate
+    side = 1.0 * (target_weight > weight) - 1.0 * (target_weight < weight)
+    remaining = (1.0 + side * rate * weight) / (1.0 + side * rate * target_weight)
+    by_rate, traded = equity * remaining, abs(target_weight * remaining - weight)
     ordered = 1.0 * (target_weight != weight)
     # The ticket comes off first; the rest of the equity is brought to its target and pays slippage only.
     ticket = minimum_commission / equity

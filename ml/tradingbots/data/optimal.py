@@ -21,7 +21,8 @@ higher of the two.
 import math
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -72,8 +73,13 @@ class OptimalPolicy:
     """Continuous actions: an account below this weight buys up to it; (n_states,)."""
     upper: FloatArray
     """Continuous actions: an account above this weight sells down to it; (n_states,)."""
-    mean_log_return: float
-    """Expected log return per bar in the long run, after costs, of following the policy from a flat start."""
+    long_run: Callable[[], float] = field(repr=False)
+    """Computes `mean_log_return`; only on demand, because it takes long where costs forbid nearly all trading."""
+
+    @cached_property
+    def mean_log_return(self) -> float:
+        """Expected log return per bar in the long run, after costs, of following the policy from a flat start."""
+        return self.long_run()
 
     def target_weight(self, state: FloatArray, weight: FloatArray) -> FloatArray:
         """Decide for many accounts at once.
@@ -148,14 +154,14 @@ def optimal_policy(
         n_nodes: number of nodes over ±5 standard deviations of the innovation.
 
     Returns:
-        The policy with its long-run mean log return.
+        The policy; its long-run mean log return is computed when it is asked for.
 
     Raises:
         ValueError: an argument is out of range, or a legal position can lose the whole equity in one bar.
         RuntimeError: value iteration did not converge; at discount 1 because the average depends on where one starts.
     """
     _check_arguments(cost_rate, discount, min_weight, max_weight, actions)
-    _check_grid_sizes(n_states=n_states, n_weights=n_weights, n_nodes=n_nodes)
+    _check_grid_sizes(n_states, n_weights, n_nodes)
     grid = _make_grid(parameters, min_weight, max_weight, actions, n_states, n_weights, n_nodes)
     chooser = _Chooser(grid, cost_rate, actions, min_weight, max_weight)
     value, added = _settle(
@@ -180,7 +186,7 @@ def optimal_policy(
         after_trade_value=after_trade_value,
         lower=grid.weights[lower],
         upper=grid.weights[upper],
-        mean_log_return=_mean_log_return(grid, chooser, chooser.decide(after_trade_value), value),
+        long_run=lambda: _mean_log_return(grid, chooser, chooser.decide(after_trade_value), value),
     )
 
 
@@ -513,7 +519,9 @@ def _check_arguments(cost_rate: float, discount: float, min_weight: float, max_w
         raise ValueError(f"actions must be 'continuous' or 'discrete', got {actions!r}")
 
 
-def _check_grid_sizes(**sizes: int) -> None:
-    for name, size in sizes.items():
-        if size < 2:
-            raise ValueError(f"{name} must be at least 2, got {size}")
+def _check_grid_sizes(n_states: int, n_weights: int, n_nodes: int) -> None:
+    # Nodes more than a standard deviation apart get the variance wrong.
+    least = int(2.0 * INNOVATION_RANGE) + 1
+    for name, size, required in (("n_states", n_states, 2), ("n_weights", n_weights, 2), ("n_nodes", n_nodes, least)):
+        if size < required:
+            raise ValueError(f"{name} must be at least {required}, got {size}")
