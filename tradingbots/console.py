@@ -9,17 +9,25 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ml.tradingbots.training.results import EvaluationResult
+
+# How flags are shown in help; tyro would write {None}|STR.
+OptionalDate = Annotated[str | None, tyro.conf.arg(metavar="DATE")]
+OptionalPath = Annotated[str | None, tyro.conf.arg(metavar="PATH")]
+OptionalJson = Annotated[str | None, tyro.conf.arg(metavar="JSON")]
+Checkpoint = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CHECKPOINT")]
+Prices = Annotated[str, tyro.conf.arg(metavar="SOURCE")]
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -65,6 +73,10 @@ def guarded(work: Callable[[], int], *, debug: bool = False) -> int:
         return INTERRUPTED
     except (ValueError, OSError, MemoryError) as error:
         return _report(error, debug)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        return _report(error, debug)  # Torch's word for a MemoryError.
     except ImportError as error:
         if "pip install" not in str(error):
             raise  # Not an extra that is left out, but a broken installation.
@@ -112,21 +124,27 @@ def note(text: str) -> None:
     print(f"note: {_one_line(text)}", file=sys.stderr)
 
 
-def show_table(table: pd.DataFrame, *, align: str = "right") -> None:
+def show_table(table: pd.DataFrame, *, first: str = "", align: Literal["left", "right"] = "right") -> None:
     """Print a table of text: with rules in a terminal, in plain columns elsewhere.
 
     Args:
         table: cells and headings as they shall be read; the index is the first column.
-        align: "left" or "right", of all columns but the first.
+        first: heading of the first column.
+        align: of all columns but the first.
     """
     console = _console()
-    picture = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
-    picture.add_column("")
+    picture = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, collapse_padding=True)
+    picture.add_column(first)
     for name in table.columns:
-        picture.add_column(str(name), justify="left" if align == "left" else "right")
+        picture.add_column(str(name), justify=align)
     for name, row in zip(table.index, table.itertuples(index=False), strict=True):
-        picture.add_row(str(name), *(str(cell) for cell in row))
-    console.print(picture, markup=False, highlight=False)
+        picture.add_row(*(Text(str(cell)) for cell in (name, *row)))  # Text, or [data] would be read as markup.
+    if console.is_terminal:
+        console.print(picture)
+        return
+    with console.capture() as captured:
+        console.print(picture)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def show_result(result: EvaluationResult) -> None:
@@ -161,15 +179,20 @@ def _one_line(text: str) -> str:
 
 def _usage_line(complaint: str) -> str:
     """Put what tyro says in a box into one line: the complaint, and the flags that are spelled alike."""
-    text = "\n".join(line.strip("│╭╮╰╯ ") for line in complaint.splitlines())
-    # Sections are separated by rules; the first line of the box is its title.
-    sections = [section.strip() for section in re.split(r"^[^\n]*─{3,}[^\n]*$", text, flags=re.MULTILINE)]
-    first, *others = [section for section in sections if section] or [complaint]
-    message = _one_line(first)
+    # Two columns of border and padding; where box characters cannot be printed, the border is blank and the title, which
+    # otherwise stands in the rule, has a line of its own.
+    text = "\n".join("---" if line[:1] in "╭╰" else line[2:].rstrip("│ ") for line in complaint.splitlines())
+    sections = [section.strip("\n") for section in re.split(r"^[─-]{3,}$", text, flags=re.MULTILINE)]
+    sections = [section for section in sections if section][0 if "╭" in complaint else 1 :]
+    first, *others = sections or [complaint]
+    message = _one_line(first).replace("') .", "').")
+    if message.startswith("Missing from"):
+        # Flags are indented once, their help twice.
+        message = "required and not given: " + ", ".join(re.findall(r"^ {4}(\S.*)$", first, flags=re.MULTILINE))
     for section in others:
         if section.startswith(("Perhaps you meant", "Arguments similar")):
-            flags = dict.fromkeys(re.findall(r"^--[\w.-]+", section, flags=re.MULTILINE))
+            flags = dict.fromkeys(re.findall(r"^ *(--[\w.-]+)", section, flags=re.MULTILINE))
             message += f"; did you mean {' or '.join(list(flags)[:2])}?"
         elif section.startswith("Unrecognized"):
-            message += f"; {_one_line(section)}"
+            message += f"; {section[:1].lower()}{_one_line(section[1:])}"
     return message[:1].lower() + message[1:]

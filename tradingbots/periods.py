@@ -5,7 +5,7 @@ from __future__ import annotations
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import Market
 from ml.tradingbots.data import Bars, load_prices
-from ml.tradingbots.data.bars import utc_timestamp
+from ml.tradingbots.data.timestamps import utc_timestamp
 
 
 def load_bars(source: str) -> Bars:

@@ -251,6 +251,25 @@ def test_tensors_give_what_arrays_give(formula):
     np.testing.assert_allclose(torch.stack(by_tensor), np.array(formula(*columns)), rtol=ROUNDING, atol=ROUNDING)
 
 
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_a_rate_given_as_a_number_is_not_rounded_by_tensors(formula):
+    equity, weight, other, _ = random_inputs()
+    by_tensor = formula(*map(torch.as_tensor, (equity, weight, other)), 0.0013)
+    expected = np.array(formula(equity, weight, other, 0.0013))
+    np.testing.assert_allclose(torch.stack(by_tensor), expected, rtol=ROUNDING, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("minimum_commission", [0.0, 3.0])
+def test_a_rate_given_as_a_number_is_not_rounded_by_portfolios_of_tensors(minimum_commission):
+    rng = np.random.default_rng(7)
+    equity, (weight, target) = rng.uniform(50.0, 2_000.0, 100), rng.uniform(-0.7, 0.7, (2, 100, 3))
+    arguments = (equity, weight, target, np.ones((100, 3)))
+    rates_ = {"cost_rate": 0.0013, "slippage_rate": 0.0007, "minimum_commission": minimum_commission}
+    tensors = rebalance_portfolio(*map(torch.as_tensor, arguments), **rates_)
+    for array, tensor in zip(rebalance_portfolio(*arguments, **rates_), tensors, strict=True):
+        np.testing.assert_allclose(tensor, array, rtol=ROUNDING, atol=ROUNDING)
+
+
 @pytest.fixture(scope="module")
 def compiled():
     """A user's own kernel: it walks bars and loops over assets with the compiled formulas."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ml.tradingbots.data import Bars, load_prices, require_bars
-from ml.tradingbots.data.bars import FIELDS
+from ml.tradingbots.data.names import FIELDS
 
 BAD_ROW = 2
 BAD_DAY = "2024-01-03 00:00:00+00:00"

@@ -8,20 +8,19 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from ml.tradingbots.training.reports import (
+from ml.tradingbots.training.figures import (
     MAX_POINTS,
     action_histogram_figure,
     drawdown_figure,
-    equity_curve_figure,
     equity_figure,
     monthly_returns_figure,
-    report_html,
     training_curves_figure,
     turnover_and_costs_figure,
     weights_figure,
-    write_report,
 )
-from ml.tradingbots.training.results import EvaluationResult, Trajectory
+from ml.tradingbots.training.reports import report_html, write_report
+from ml.tradingbots.training.results import EvaluationResult
+from ml.tradingbots.training.trajectory import Trajectory
 
 ALL_FIGURES = [
     equity_figure,
@@ -175,7 +174,7 @@ def test_the_equity_figure_shows_every_strategy_with_the_agent_on_top_and_first_
 
 def test_axis_labels_of_the_equity_are_round_numbers():
     returns = np.concatenate([np.full(10, 0.1), np.full(10, -0.05)])
-    ticks = equity_curve_figure(make_trajectory("sac", returns)).layout.yaxis
+    ticks = equity_figure(EvaluationResult(agent=make_trajectory("sac", returns))).layout.yaxis
     assert ticks.ticktext == ("1k", "1.5k", "2k", "2.5k")
     assert ticks.tickvals == (1000.0, 1500.0, 2000.0, 2500.0)
 

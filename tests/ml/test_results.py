@@ -4,17 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ml.tradingbots.training.results import (
-    EvaluationResult,
-    Trajectory,
-    action_histogram,
-    format_change,
-    format_interval,
-    format_number,
-    format_percent,
-    monthly_returns,
-    saturation_share,
-)
+from ml.tradingbots.training.diagnosis import action_histogram, saturation_share
+from ml.tradingbots.training.formatting import format_change, format_interval, format_number, format_percent
+from ml.tradingbots.training.results import EvaluationResult
+from ml.tradingbots.training.trajectory import Trajectory, monthly_returns
 
 
 def make_trajectory(name, strategy_returns, *, start="2024-01-01", turnover=None, costs=None, **changes):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import DRAWDOWN_SCALE, UNREALISED_SCALE, Market
 from ml.tradingbots.core.accounting import (
     carry,
@@ -55,8 +56,7 @@ class SingleAssetAccount:
     `log_return`, `turnover` and `costs` (currency).
     """
 
-    def __init__(self, market: Market) -> None:
-        config = market.config
+    def __init__(self, market: Market, config: TradingEnvConfig) -> None:
         self.costs_model = config.costs
         self.cost_rate = self.costs_model.cost_rate
         self.initial_balance = float(config.initial_balance)
@@ -99,7 +99,7 @@ class SingleAssetAccount:
             equity, weight = carry(equity, weight, move, self._interest(weight, self._gap_years[bar]))
             basis /= 1.0 + move
         self.turnover = self.costs = 0.0
-        if not isnan(target):
+        if not isnan(target) and equity > 0.0:  # An account that the gap wiped out trades no more.
             before = equity
             equity, self.turnover = self._trade(bar, equity, weight, target)
             self.costs = before - equity
@@ -141,8 +141,7 @@ class SingleAssetAccount:
 class PortfolioAccount:
     """An account in several assets, on NumPy arrays; the attributes of `SingleAssetAccount` with an axis of assets."""
 
-    def __init__(self, market: Market) -> None:
-        config = market.config
+    def __init__(self, market: Market, config: TradingEnvConfig) -> None:
         self.costs_model = config.costs
         self.cost_rate = self.costs_model.cost_rate
         self.initial_balance = float(config.initial_balance)
@@ -177,7 +176,7 @@ class PortfolioAccount:
             basis = basis / (1.0 + move)
         hold = np.isnan(target)
         self.turnover = self.costs = 0.0
-        if not hold.all():
+        if equity > 0.0 and not hold.all():  # An account that the gap wiped out trades no more.
             before, held = equity, weight
             equity, weight, turnover = self._trade(bar, equity, weight, target, hold)
             self.turnover, self.costs = float(turnover), float(before - equity)

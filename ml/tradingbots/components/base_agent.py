@@ -288,7 +288,7 @@ class BaseAgent(ABC):
         check_like(bounds, {"low": fresh.action_low.cpu(), "high": fresh.action_high.cpu()}, "action_bounds")
         if not bool((bounds["low"] <= bounds["high"]).all()):
             raise ValueError("lower action bounds must not be above the upper ones")
-        fresh.set_action_bounds(bounds["low"], bounds["high"])
+        fresh.set_action_bounds(bounds["low"].numpy(), bounds["high"].numpy())
         if not 0.0 < state["reward_scale"] < float("inf"):
             raise ValueError(f"reward_scale must be a positive number, got {state['reward_scale']}")
         # The generators of two kinds of device cannot take over each other's state; another device draws anew.

@@ -167,6 +167,7 @@ class Market:
         """Return a digest of the prices and features, to tell whether two runs saw the same market."""
         digest = hashlib.sha256(self.features[self.first_bar :].tobytes())
         digest.update(self.bars.close.tobytes())
+        digest.update(self.gap_return.tobytes())
         return digest.hexdigest()
 
     def _warmup_bars(self, columns: FloatArray) -> int:

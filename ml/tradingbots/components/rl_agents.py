@@ -8,7 +8,7 @@ from typing import Any
 
 from ml.tradingbots.components.base_agent import BaseAgent, check_agent_state, check_dimensions
 from ml.tradingbots.components.sac_agent import SACAgent
-from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, checked_config, read_file, shown
+from ml.tradingbots.components.serialization import CheckpointError, checked_config, read_file, shown
 
 AGENTS: dict[str, type[BaseAgent]] = {agent.agent_type: agent for agent in (SACAgent,)}
 CONFIG_CLASSES: tuple[type, ...] = tuple(agent.config_class for agent in AGENTS.values())
@@ -69,9 +69,6 @@ def agent_from_state(state: dict[str, Any], *, path: str | Path = "state", devic
         raise CheckpointError(f"{path} holds an agent of unknown type {shown(state['agent_type'])}")
     config = checked_config(state["config"], AGENTS[state["agent_type"]].config_class, path)
     check_dimensions(state, config, path)
-    try:
-        agent = create_rl_agent(state["agent_type"], **state["dimensions"], config=config, device=device)
-    except DAMAGE as error:
-        raise CheckpointError(f"{path} does not describe an agent that can be made: {str(error)[:300]}") from error
+    agent = create_rl_agent(state["agent_type"], **state["dimensions"], config=config, device=device)
     agent.load_state_dict(state, path=path)
     return agent

@@ -71,8 +71,8 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
     accrue interest over calendar time. `info["costs"]` is what the bar's fills took out of equity, in currency.
 
     ## Info
-    `bar`, `equity`, `weight` (n_assets,), `turnover` (fraction of equity before the trade), `costs` (currency) of the bar's fills, and `target_weight`, the legal target that the
-    last action asked for (NaN: no order).
+    `bar`, `equity`, `weight` (a number for one asset, else (n_assets,)), `turnover` (fraction of equity before the trade), `costs` (currency) of the bar's fills, and `target_weight`, the legal target that the
+    last action asked for (None: no order).
 
     ## Arguments
     `price_data`: a DataFrame that `Bars.from_frame` accepts, a `Bars`, or a `Market` to share. `config`: a `TradingEnvConfig`.
@@ -101,7 +101,8 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
         self.render_mode = render_mode
         self.market = Market.of(price_data, config, extra_features)
         self.config = config or self.market.config
-        self.account = SingleAssetAccount(self.market) if self.market.n_assets == 1 else PortfolioAccount(self.market)
+        account = SingleAssetAccount if self.market.n_assets == 1 else PortfolioAccount
+        self.account = account(self.market, self.config)
         self.reward_function = create_reward(self.config)
         self.action_space = action_space(self.config, self.market.n_assets)
         dim = self.market.observation_dim
@@ -242,8 +243,16 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
             "weight": account.weight,
             "turnover": account.turnover,
             "costs": account.costs,
-            "target_weight": self._target,
+            "target_weight": self._asked(),
         }
+
+    def _asked(self) -> Any:
+        """Return the last target with None for no order: NaN equals nothing, and Gymnasium's checker compares infos."""
+        target = self._target
+        if self._n_assets == 1:
+            return None if target != target else target
+        hold = np.isnan(target)
+        return np.where(hold, None, target) if hold.any() else target
 
     def _no_order(self) -> Any:
         return float("nan") if self._n_assets == 1 else np.full(self._n_assets, np.nan)
@@ -272,6 +281,8 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
         if values.shape != (self._n_assets,):
             raise ValueError(f"action must have shape ({self._n_assets},), one value per asset; got {values.shape}")
         if config.action_type == "discrete":
+            if not np.isin(values, (0, 1, 2)).all():
+                raise ValueError(f"action must be 0 (hold), 1 (buy) or 2 (sell) per asset, got {action!r}")
             values = np.array([np.nan, config.max_weight, config.min_weight])[values.astype(np.int64)]
         target = values.clip(config.min_weight, config.max_weight)
         return limit_gross(target, np.asarray(self.account.weight), config.max_gross_exposure)

@@ -53,6 +53,8 @@ class SACConfig:
         for name in ("learning_rate", "alpha"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if self.target_entropy is not None and not abs(self.target_entropy) < float("inf"):
+            raise ValueError(f"target_entropy must be a finite number or None, got {self.target_entropy}")
         for name in ("hidden_dim", "n_layers", "buffer_size", "batch_size", "train_freq", "gradient_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -7,6 +7,7 @@ classes, so a file that names anything else is refused before anything of it is 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 import os
 import pickle
@@ -39,7 +40,6 @@ DAMAGE = (
     RuntimeError,
     TypeError,
     ValueError,
-    Warning,  # Where the program turns warnings into errors.
     pickle.PickleError,
     struct.error,
     zipfile.BadZipFile,
@@ -153,7 +153,9 @@ def read_file(path: str | Path, kind: str, *, allowed: Iterable[type] = ()) -> d
             f"{path} was refused: it holds something other than tensors, plain values and the configs of this library, "
             f"or is damaged; nothing in it was run ({_first_line(error)})"
         ) from error
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise  # The disk's fault; EINVAL is what seeking to nonsensical places gives.
         raise CheckpointError(
             f"{path} is not a readable checkpoint: truncated or damaged ({_first_line(error)})"
         ) from error
@@ -178,6 +180,9 @@ def _check_archive(path: Path) -> None:
         raise ValueError("it is no torch archive")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+        damaged = archive.testzip()  # torch itself does not look at the check sums.
+    if damaged is not None:
+        raise ValueError(f"the check sum of its entry {shown(damaged)} is wrong")
     # Ours are stored as they are. Anything else can claim any size once unpacked.
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise ValueError("its entries are compressed")
@@ -223,13 +228,14 @@ def require_keys(content: dict[str, Any], path: str | Path, **types_: Any) -> No
             raise CheckpointError(f"{path}: entry {name!r} is a {type(content[name]).__name__}")
 
 
-def check_like(value: Any, template: Any, where: str) -> None:
-    """Check that a value read from a file has the structure of one made here, tensors finite and of the same shapes.
+def check_like(value: Any, template: Any, where: str, *, finite: bool = True) -> None:
+    """Check that a value read from a file has the structure of one made here, tensors of the same types and shapes.
 
     Args:
         value: from the file.
         template: a value that is right in everything but its numbers.
         where: what messages call it.
+        finite: whether tensors must hold no NaN or inf.
 
     Raises:
         ValueError: something differs.
@@ -242,24 +248,26 @@ def check_like(value: Any, template: Any, where: str) -> None:
                 f"{where} must be {template.dtype} of shape {tuple(template.shape)}, "
                 f"it is {value.dtype} of shape {tuple(value.shape)}"
             )
-        if not bool(torch.isfinite(value).all()):
+        if finite and not bool(torch.isfinite(value).all()):
             raise ValueError(f"{where} holds NaN or inf: the run had diverged, or the file is damaged")
     elif isinstance(template, dict):
         if not isinstance(value, dict) or set(value) != set(template):
             raise ValueError(f"{where} must have the entries {', '.join(map(str, template))}")
         for name, item in template.items():
-            check_like(value[name], item, f"{where}.{name}")
+            check_like(value[name], item, f"{where}.{name}", finite=finite)
     elif isinstance(template, (list, tuple)):
         if type(value) is not type(template) or len(value) != len(template):
             raise ValueError(f"{where} must be a {type(template).__name__} of {len(template)} entries")
         for number, item in enumerate(template):
-            check_like(value[number], item, f"{where}[{number}]")
+            check_like(value[number], item, f"{where}[{number}]", finite=finite)
     elif type(value) is not type(template):
         raise ValueError(f"{where} must be a {type(template).__name__}, it is a {type(value).__name__}")
 
 
 def check_optimizer(value: Any, optimizer: torch.optim.Optimizer, where: str) -> None:
     """Check that an optimiser's state read from a file is one that `optimizer` can go on from.
+
+    Settings that the version of torch that wrote it did not know are filled in.
 
     Raises:
         ValueError: it is for other parameters or other hyperparameters, or not finite.
@@ -270,8 +278,9 @@ def check_optimizer(value: Any, optimizer: torch.optim.Optimizer, where: str) ->
     if type(value["param_groups"]) is not list or len(value["param_groups"]) != len(own["param_groups"]):
         raise ValueError(f"{where} must have {len(own['param_groups'])} groups of parameters")
     for group, ours in zip(value["param_groups"], own["param_groups"], strict=True):
-        # Versions of torch add settings; those that both know must agree.
-        for name in ours.keys() & group.keys() | {"params", "lr"}:
+        for name in ours.keys() - {"params", "lr"}:
+            group.setdefault(name, ours[name])
+        for name in ours:
             if type(group[name]) is not type(ours[name]) or group[name] != ours[name]:
                 raise ValueError(f"{where}: {name} is {shown(group[name])}, the config makes it {shown(ours[name])}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -303,7 +312,7 @@ def _is_of_type(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, tuple) and all(_is_of_type(item, arguments[0]) for item in value)
     if hint is float:
-        return type(value) in (float, int)
+        return type(value) is float or (type(value) is int and abs(value) < 2**53)
     return type(value) is hint
 
 

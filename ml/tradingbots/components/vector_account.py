@@ -146,6 +146,9 @@ class VectorAccount:
     def _trade(self, bar: Tensor, equity: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         costs = self.costs_model
         hold = target.isnan()
+        if self._gap is not None:  # An account that the gap wiped out trades no more.
+            ruined = equity <= 0.0
+            hold = hold | (ruined if self.single else ruined[:, None])
         target = torch.where(hold, weight, target)
         impact: Tensor | float = 0.0
         if self._impact is not None:

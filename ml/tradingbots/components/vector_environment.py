@@ -193,7 +193,7 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             "end_bar": self.end_bar,
             "episode_start": self._episode_start,
             "memory": list(self._memory),
-            "sums": self._sums,
+            "sums": [value.clone() for value in self._sums],  # They are added to in place.
             "account": self.account.state_dict(),
             "generator": self._generator.get_state(),
             "market": self._fingerprint,
@@ -215,7 +215,7 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.bar, self.end_bar = state["bar"].to(to), state["end_bar"].to(to)
         self._episode_start = state["episode_start"].to(to)
         self._memory = tuple(value.to(to) for value in state["memory"])
-        self._sums = [value.to(to) for value in state["sums"]]
+        self._sums = [value.to(to).clone() for value in state["sums"]]
         self.account.load_state_dict(state["account"])
         self._generator.set_state(state["generator"].cpu())
         self._started = True

@@ -48,12 +48,13 @@ def carry(equity: Number, weight: Number, asset_return: Number, accrual: Number 
 
     Returns:
         The equity after the move and the weight, which drifts with the price: E·g and w(1 + r)/g with g = 1 + w·r + accrual.
+        Where g is exactly 0 nothing is left to take a share of, and the weight is w(1 + r).
 
     >>> carry(100.0, 0.5, 0.10)
     (105.0, 0.5238095238095238)
     """
     growth = 1.0 + weight * asset_return + accrual
-    return equity * growth, weight * (1.0 + asset_return) / growth
+    return equity * growth, weight * (1.0 + asset_return) / (growth + (growth == 0.0))
 
 
 def rebalance(
@@ -79,7 +80,8 @@ def rebalance(
     (100.0, 0.0)
     """
     side = 1.0 * (target_weight > weight) - 1.0 * (target_weight < weight)
-    remaining = (1.0 + side * cost_rate * weight) / (1.0 + side * cost_rate * target_weight)
+    # The brackets matter: a side times a Python number would be float32 in torch, a side times a float64 tensor is not.
+    remaining = (1.0 + side * (cost_rate * weight)) / (1.0 + side * (cost_rate * target_weight))
     return equity * remaining, abs(target_weight * remaining - weight)
 
 
@@ -114,13 +116,13 @@ def rebalance_with_minimum(
     # `rebalance` at the full rate, written out: Numba cannot compile a call to a function that is not compiled yet.
     rate = commission_rate + slippage_rate
     side = 1.0 * (target_weight > weight) - 1.0 * (target_weight < weight)
-    remaining = (1.0 + side * rate * weight) / (1.0 + side * rate * target_weight)
+    remaining = (1.0 + side * (rate * weight)) / (1.0 + side * (rate * target_weight))
     by_rate, traded = equity * remaining, abs(target_weight * remaining - weight)
     ordered = 1.0 * (target_weight != weight)
     # The ticket comes off first; the rest of the equity is brought to its target and pays slippage only.
     ticket = minimum_commission / equity
     side = 1.0 * (target_weight * (1.0 - ticket) > weight) - 1.0 * (target_weight * (1.0 - ticket) < weight)
-    remaining = (1.0 - ticket + side * slippage_rate * weight) / (1.0 + side * slippage_rate * target_weight)
+    remaining = (1.0 - ticket + side * (slippage_rate * weight)) / (1.0 + side * (slippage_rate * target_weight))
     by_ticket = equity * remaining
     binding = ordered * (commission_rate * traded < ticket)
     return (
@@ -173,7 +175,7 @@ def carry_portfolio(
     (array([110.]), array([[0.5455, 0.4545]]))
     """
     growth = 1.0 + (weight * asset_return).sum(-1) + accrual
-    return equity * growth, weight * (1.0 + asset_return) / growth[..., None]
+    return equity * growth, weight * (1.0 + asset_return) / (growth + (growth == 0.0))[..., None]
 
 
 def rebalance_portfolio(
@@ -215,14 +217,25 @@ def rebalance_portfolio(
     if minimum_commission > 0.0:
         remaining = _solve_with_tickets(equity, weight, target_weight, ordered, rate, slippage_rate, minimum_commission)
     else:
-        remaining = 1.0 + 0.0 * equity
-        for _ in range(N_NEWTON_STEPS):
-            # ±rate by the side of the trade; where the trade is nil either side is a subgradient.
-            signed_rate = ((target_weight * remaining[..., None] - weight) > 0.0) * (2.0 * rate) - rate
-            remaining = (1.0 + (signed_rate * weight).sum(-1)) / (1.0 + (signed_rate * target_weight).sum(-1))
-    after = remaining[..., None]
-    held = ordered * target_weight * after + (1.0 - ordered) * weight
-    return equity * remaining, held / after, abs(held - weight).sum(-1)
+        remaining = _solve(equity, weight, target_weight, rate)
+    trade = ordered * (target_weight * remaining[..., None] - weight)
+    # Tickets can take the last of the equity; as in `carry`, nothing is then left to take a share of.
+    return equity * remaining, (weight + trade) / (remaining + (remaining == 0.0))[..., None], abs(trade).sum(-1)
+
+
+def _solve(equity: Array, weight: Array, target_weight: Array, rate: Array) -> Array:
+    """Solve x = 1 − Σ rate|w*·x − w| for x.
+
+    With s the sides of the trades, x = (1 + Σ s·rate·w)/(1 + Σ s·rate·w*); where a trade is nil either side will do.
+    """
+    paid_on_held, paid_on_target = rate * weight, rate * target_weight
+    held_sold, target_sold = 1.0 - paid_on_held.sum(-1), 1.0 - paid_on_target.sum(-1)  # Every side −1.
+    held_turned, target_turned = 2.0 * paid_on_held, 2.0 * paid_on_target  # What turning a side to +1 adds.
+    remaining = 1.0 + 0.0 * equity
+    for _ in range(N_NEWTON_STEPS):
+        bought = target_weight * remaining[..., None] > weight
+        remaining = (held_sold + (bought * held_turned).sum(-1)) / (target_sold + (bought * target_turned).sum(-1))
+    return remaining
 
 
 def _solve_with_tickets(

@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from ml.tradingbots.data.bars import DATE_COLUMN_NAMES, Bars, did_you_mean
+from ml.tradingbots.data.bars import Bars
+from ml.tradingbots.data.names import DATE_COLUMN_NAMES, did_you_mean
 
 FILE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
 YFINANCE_PREFIX = "yfinance:"

@@ -9,7 +9,8 @@ from datetime import date
 
 import pandas as pd
 
-from ml.tradingbots.data.bars import Bars, utc_timestamp
+from ml.tradingbots.data.bars import Bars
+from ml.tradingbots.data.timestamps import utc_timestamp
 
 
 def train_test_split(

@@ -26,6 +26,9 @@ class Callback:
     def on_step(self, state: TrainingState) -> None:
         """After each vector step: `n_envs` timesteps."""
 
+    def on_step_end(self, state: TrainingState) -> None:
+        """After all of a vector step, its log row included: the moment to save a run that can be resumed."""
+
     def on_episode_end(self, state: TrainingState, episode: EpisodeSummary) -> None:
         """After each episode that ended."""
 
@@ -61,6 +64,11 @@ class CallbackList(Callback):
         """Pass on."""
         for callback in self.callbacks:
             callback.on_step(state)
+
+    def on_step_end(self, state: TrainingState) -> None:
+        """Pass on."""
+        for callback in self.callbacks:
+            callback.on_step_end(state)
 
     def on_episode_end(self, state: TrainingState, episode: EpisodeSummary) -> None:
         """Pass on."""
@@ -138,7 +146,7 @@ class CheckpointCallback(Callback):
         self.keep_last, self.resumable = keep_last, resumable
         self.saved: list[Path] = []
 
-    def on_step(self, state: TrainingState) -> None:
+    def on_step_end(self, state: TrainingState) -> None:
         """Save when due."""
         if self.cadence.is_due(state.num_timesteps - state.env.num_envs, state.num_timesteps):
             path = self.save_path / f"{self.name_prefix}_{state.num_timesteps}.pt"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ml.tradingbots.components.rl_agents import CONFIG_CLASSES
-from ml.tradingbots.components.serialization import CheckpointError, read_file, require_keys, save_file
+from ml.tradingbots.components.serialization import CheckpointError, check_like, read_file, require_keys, save_file
 
 
 def save_run(path: str | Path, agent: Any, training: dict[str, Any]) -> Path:
@@ -23,12 +23,12 @@ def save_run(path: str | Path, agent: Any, training: dict[str, Any]) -> Path:
     return save_file(path, "agent", agent.state_dict() | {"training": training})
 
 
-def read_run(path: str | Path, agent: Any) -> dict[str, Any]:
-    """Read a run: the agent takes over its state, the rest is returned.
+def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a run; returns the agent's state and the rest of the run, the latter checked.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged, hostile, of another agent, or holds an agent without its run.
+        CheckpointError: it is damaged, hostile, or holds an agent without its run.
     """
     content = read_file(path, "agent", allowed=CONFIG_CLASSES)
     training = content.get("training")
@@ -46,10 +46,35 @@ def read_run(path: str | Path, agent: Any) -> dict[str, Any]:
         counters=dict,
         recent_episodes=list,
         pending=dict,
+        losses=dict,
         episode_returns=list,
         episode_lengths=list,
         history=list,
         config=dict,
     )
-    agent.load_state_dict(content, path=path)
-    return training
+    try:
+        check_like(training["counters"], COUNTERS, "counters")
+        _check_numbers(training)
+    except ValueError as error:
+        raise CheckpointError(f"{path} holds a damaged training run: {error}") from error
+    return content, training
+
+
+# The counters of a run at its beginning.
+COUNTERS = {"num_episodes": 0, "num_evaluations": 0, "wall_seconds": 0.0, "offset": 0}
+
+
+def _check_numbers(training: dict[str, Any]) -> None:
+    """Check that what should be numbers by name is; raises ValueError."""
+    if any(not 0 <= value < 2**63 for value in training["counters"].values()):
+        raise ValueError("counters must not be negative")
+    for name, kind in (("episode_returns", float), ("episode_lengths", int)):
+        if any(type(value) is not kind for value in training[name]):
+            raise ValueError(f"{name} must be a list of {kind.__name__}")
+    if any(not 0 < length < 2**63 for length in training["episode_lengths"]):
+        raise ValueError("episode_lengths must be positive")
+    for row in [*training["history"], *training["recent_episodes"], training["pending"], training["losses"]]:
+        if not isinstance(row, dict) or any(type(name) is not str for name in row):
+            raise ValueError("a row must be a dictionary by name")
+        if any(type(value) not in (int, float, str) for value in row.values()):
+            raise ValueError("a row must hold numbers and text")

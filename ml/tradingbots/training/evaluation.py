@@ -12,7 +12,8 @@ import torch
 
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.vector_adapter import as_vector_env
-from ml.tradingbots.training.results import BUY_AND_HOLD, EvaluationResult, Trajectory
+from ml.tradingbots.training.results import BUY_AND_HOLD, EvaluationResult
+from ml.tradingbots.training.trajectory import Trajectory
 
 FloatArray = npt.NDArray[np.float64]
 Decide = Callable[[npt.NDArray[np.float32], int], Any]

@@ -21,7 +21,9 @@ from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import Market
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.serialization import CheckpointError, checked_config
-from ml.tradingbots.data.bars import Bars, did_you_mean, utc_timestamp
+from ml.tradingbots.data.bars import Bars
+from ml.tradingbots.data.names import did_you_mean
+from ml.tradingbots.data.timestamps import utc_timestamp
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -92,6 +94,7 @@ def target_weights(
     *,
     at: str | date | pd.Timestamp | None = None,
     account: LiveAccount | None = None,
+    start: str | date | pd.Timestamp | None = None,
 ) -> Decision:
     """Ask an agent what it wants to hold after a bar.
 
@@ -99,8 +102,9 @@ def target_weights(
         agent: a trained agent, e.g. from `load_rl_agent`; it acts deterministically.
         price_data: prices up to now: as many bars as windows and indicators need, and one more.
         at: act at the last bar known at this instant; None is the last bar. Later bars are never looked at.
-        account: the account to act for. None replays the agent from its first legal bar, flat and with the environment's
-            initial balance, to the account that it would hold by then.
+        account: the account to act for. None replays the agent, which begins flat and with the environment's initial
+            balance, to the account that it would hold by then.
+        start: first instant at which a replay may decide; None is the first bar with a full window.
 
     Returns:
         The legal target weights, with the account and the raw action that they come from.
@@ -112,7 +116,9 @@ def target_weights(
     env = environment_for(agent, price_data)
     bar = _bar_at(env.market, at)
     if account is None:
-        return _replayed(agent, env, bar)
+        return _replayed(agent, env, bar, start)
+    if start is not None:
+        raise ValueError("start belongs to a replay, and the account is given: leave one of them out")
     return _told(agent, env, bar, account)
 
 
@@ -183,15 +189,16 @@ def legal_target(action: Any, weights: FloatArray, config: TradingEnvConfig) -> 
     return limit_gross(wanted, weights, config.max_gross_exposure)
 
 
-def _replayed(agent: Any, env: TradingEnvironment, bar: int) -> Decision:
-    """Walk the agent from the first legal bar to `bar`, then ask it."""
+def _replayed(agent: Any, env: TradingEnvironment, bar: int, start: str | date | pd.Timestamp | None) -> Decision:
+    """Walk the agent from its first bar to `bar`, then ask it."""
     n_assets, delay = env.market.n_assets, env.config.execution_delay
     orders = deque(np.full((delay, n_assets), np.nan), maxlen=delay)
-    observation, info = env.reset()
+    observation, info = env.reset(options={"start_bar": _first_bar(env.market, bar, start)})
     while info["bar"] < bar:
         action = agent.select_action(observation, deterministic=True)
         observation, _, terminated, _, info = env.step(action)
-        orders.append(np.atleast_1d(info["target_weight"]))
+        # None, no order, becomes NaN.
+        orders.append(np.atleast_1d(np.asarray(info["target_weight"], dtype=np.float64)))
         if terminated:
             raise ValueError(
                 f"the replayed account was stopped out at {env.market.bars.timestamps[info['bar']]}, with a drawdown of "
@@ -249,6 +256,19 @@ def _decide(agent: Any, env: TradingEnvironment, bar: int, observation: Any, **a
         action=np.atleast_1d(np.asarray(action)),
         **account,
     )
+
+
+def _first_bar(market: Market, bar: int, start: str | date | pd.Timestamp | None) -> int:
+    """Return the first bar of a replay that ends at `bar`."""
+    # An episode needs a bar to walk to, so that it cannot begin at the very last one.
+    last = min(bar, market.last_start(None))
+    if start is None:
+        return market.first_bar
+    first = int(market.bars.timestamps.searchsorted(utc_timestamp(start, "start")))
+    if not market.first_bar <= first <= last:
+        times = market.bars.timestamps
+        raise ValueError(f"start={start} must lie between {times[market.first_bar]} and {times[last]}")
+    return first
 
 
 def _bar_at(market: Market, at: str | date | pd.Timestamp | None) -> int:

@@ -152,6 +152,11 @@ class MemoryLogger:
         """All rows so far as a table, NaN where a row had nothing to say."""
         return pd.DataFrame(self._rows)
 
+    @property
+    def rows(self) -> list[dict[str, Value]]:
+        """Copies of all rows so far, each with what it had to say."""
+        return [dict(row) for row in self._rows]
+
     def write(self, row: Mapping[str, Value]) -> None:
         """Keep a copy of the row."""
         self._rows.append({name: _plain(value) for name, value in row.items()})

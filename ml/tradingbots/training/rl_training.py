@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import signal
@@ -14,12 +15,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import gymnasium
 import pandas as pd
 import torch
+from gymnasium.vector import VectorEnv
 
 from ml.tradingbots.components.base_agent import StepReport
 from ml.tradingbots.components.rl_environment import TradingEnvironment
-from ml.tradingbots.components.serialization import write_atomically
+from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, check_like, plain, write_atomically
 from ml.tradingbots.components.vector_adapter import as_vector_env
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
 from ml.tradingbots.training.callbacks import Callback, CallbackList, EvalCallback
@@ -176,7 +179,9 @@ class _Run:
         for callback in self.user_callbacks.callbacks:
             if isinstance(callback, EvalCallback):
                 callback.report_to = tuple(self.user_callbacks.callbacks)
-        chosen = eval_env if eval_env is not None else (env if not isinstance(env, TradingVectorEnv) else None)
+        chosen = eval_env if eval_env is not None else _evaluation_env(env)
+        if config.eval_frequency and chosen is None:
+            raise ValueError("eval_frequency needs an eval_env where the agent trains in a vector environment")
         self.state = TrainingState(
             agent=agent,
             env=self.env,
@@ -212,7 +217,7 @@ class _Run:
         else:
             self._begin()
         unit = "timesteps" if self.config.total_timesteps is not None else "episodes"
-        loggers = self._open_logs(resumed=resume_from is not None)
+        loggers = self._open_logs()
         started = time.perf_counter()
         spent_before = self.metrics.wall_seconds
         with (
@@ -222,6 +227,8 @@ class _Run:
         ):
             try:
                 self.callbacks.on_training_start(self.state)
+                if self.run_dir is not None:
+                    plain(self.callbacks.state_dict(), "the state of callbacks")  # Now, not at the first checkpoint.
                 for report in self._steps(observation):
                     self.metrics.wall_seconds = spent_before + time.perf_counter() - started
                     self._after_step(report, loggers, progress)
@@ -255,27 +262,47 @@ class _Run:
         self._offset = agent.num_timesteps
 
     def _resume(self, path: Path) -> Any:
-        """Take over a saved run; returns the present observations, None where the environment starts afresh."""
-        training = read_run(path, self.agent)
-        self.agent.scale_rewards = self.config.normalize_rewards
-        if self.agent.replay is None or training["replay"] is not None:
-            self.agent.restore_replay(self.env, training["replay"])
-        self.callbacks.load_state_dict(training["callbacks"])
+        """Take over a saved run; returns the present observations, None where the environment starts afresh.
+
+        What can be refused comes first: a run that cannot be resumed leaves the agent as it was.
+        """
+        content, training = read_run(path)
         counters = training["counters"]
-        self.state.num_episodes = counters["num_episodes"]
-        self.state.num_evaluations = counters["num_evaluations"]
+        observation = None
+        try:
+            if training["environment_state"] is not None and hasattr(self.env, "load_state_dict"):
+                if isinstance(self.env, TradingVectorEnv):
+                    self.env.reset()
+                    template = self.env.state_dict()
+                    check_like(training["environment_state"], template, "environment_state", finite=False)
+                observation = self.env.load_state_dict(training["environment_state"])
+            self.callbacks.load_state_dict(training["callbacks"])
+            episodes = [EpisodeSummary(**episode) for episode in training["recent_episodes"]]
+            trained = type(self.agent)(
+                self.agent.state_dim, self.agent.action_dim, self.agent.config, device=str(self.agent.device)
+            )
+            trained.load_state_dict(content, path=path)
+            trained.restore_replay(self.env, training["replay"])
+        except CheckpointError:
+            raise
+        except DAMAGE as error:
+            raise CheckpointError(f"{path} cannot be resumed here: {str(error)[:300]}") from error
+        self.agent.load_state_dict(content, path=path)
+        self.agent.replay = trained.replay
+        self.agent.scale_rewards = self.config.normalize_rewards
         self._offset = counters["offset"]
-        self.state.num_timesteps = self.agent.num_timesteps - self._offset
-        self.state.recent_episodes.extend(EpisodeSummary(**episode) for episode in training["recent_episodes"])
-        self.state.pending.update(training["pending"])
-        self.metrics.wall_seconds = counters["wall_seconds"]
-        self.metrics.episode_returns = list(training["episode_returns"])
-        self.metrics.episode_lengths = list(training["episode_lengths"])
+        state, metrics = self.state, self.metrics
+        state.num_episodes, state.num_evaluations = counters["num_episodes"], counters["num_evaluations"]
+        state.num_timesteps = self.agent.num_timesteps - self._offset
+        state.recent_episodes.extend(episodes)
+        state.pending.update(training["pending"])
+        state.losses = {name: torch.tensor(value) for name, value in training["losses"].items()}
+        metrics.wall_seconds = counters["wall_seconds"]
+        metrics.episode_returns = list(training["episode_returns"])
+        metrics.episode_lengths = list(training["episode_lengths"])
         for row in training["history"]:
             self.memory.write(row)
-        if training["environment_state"] is None:
-            return None
-        return self.env.load_state_dict(training["environment_state"])
+        return observation
 
     def save(self, path: Path | str) -> Path:
         """Write the whole run; see `TrainingState.save`."""
@@ -296,9 +323,10 @@ class _Run:
                 },
                 "recent_episodes": [dataclasses.asdict(episode) for episode in state.recent_episodes],
                 "pending": dict(state.pending),
+                "losses": {name: float(value) for name, value in state.losses.items()},
                 "episode_returns": list(self.metrics.episode_returns),
                 "episode_lengths": list(self.metrics.episode_lengths),
-                "history": self.memory.history.to_dict("records"),
+                "history": self.memory.rows,
                 "config": dataclasses.asdict(self.config),
             },
         )
@@ -306,7 +334,7 @@ class _Run:
     def _after_step(self, report: StepReport, loggers: Logger, progress: RLProgressTracker) -> None:
         state, before = self.state, self.state.num_timesteps
         state.num_timesteps = report.num_timesteps - self._offset
-        state.losses = report.losses or {}
+        state.losses = report.losses or state.losses
         if report.episodes is not None:
             self._count_episodes(report.episodes)
         self.callbacks.on_step(state)
@@ -315,6 +343,7 @@ class _Run:
         self._show(progress)
         if self._is_complete():
             state.request_stop("the budget is spent")
+        self.callbacks.on_step_end(state)
         frequency = self.config.checkpoint_frequency
         if self.run_dir and frequency and state.num_timesteps // frequency > before // frequency:
             self.save(self.run_dir / "checkpoints" / "last.pt")
@@ -386,7 +415,7 @@ class _Run:
         metrics.best_eval_score = self.evaluator.best_score if state.num_evaluations else float("nan")
         metrics.history = self.memory.history
 
-    def _open_logs(self, *, resumed: bool) -> LoggerList:
+    def _open_logs(self) -> LoggerList:
         logs: list[Logger] = [self.memory, *self.extra_loggers]
         if self.run_dir is not None:
             self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -398,16 +427,28 @@ class _Run:
             }
             write_atomically(self.run_dir / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
             path = self.run_dir / "metrics.csv"
-            if not resumed:
-                path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             csv = CSVLogger(path)
-            if resumed:
-                csv.truncate_after(self.state.num_timesteps)
+            # What the checkpoint holds is what the run had written by then; anything later is written again.
+            for row in self.memory.rows:
+                csv.write(row)
             logs.append(csv)
         return LoggerList(logs)
 
 
 INTERRUPTED = "interrupted by the user"
+
+
+def _evaluation_env(env: Any) -> Any:
+    """Return what to evaluate in where no environment was given: never the very one that is trained in.
+
+    None for a vector environment, which offers no single one.
+    """
+    if isinstance(env, (TradingEnvironment, str)):
+        return env  # Both are only read.
+    if isinstance(env, VectorEnv):
+        return None
+    return gymnasium.make(env.spec) if env.spec is not None else copy.deepcopy(env)
 
 
 def _as_list(callbacks: Callback | Iterable[Callback] | None) -> list[Callback]:
