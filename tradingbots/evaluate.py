@@ -75,7 +75,7 @@ def run(argv: list[str]) -> int:
                 "Agent": arguments.checkpoint,
             },
         )
-    show_next(report, Path(arguments.checkpoint), arguments.prices)
+    show_next(report, Path(arguments.checkpoint), arguments.prices, start=arguments.start)
     return 0
 
 

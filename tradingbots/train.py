@@ -197,7 +197,7 @@ def train_and_judge(arguments: Train[Any], *, how_to_resume: str) -> EvaluationR
             raise KeyboardInterrupt("interrupted before anything was saved") from stop
         raise KeyboardInterrupt(f"{stop or 'interrupted'}; go on with: {how_to_resume}") from stop
     show_result(result)
-    show_next(report, chosen, arguments.prices)
+    show_next(report, chosen, arguments.prices, start=arguments.test_start)
     return result
 
 
@@ -232,11 +232,15 @@ def cut(bars: Bars, arguments: Train[Any]) -> Blocks:
     return Blocks(train, validation, Bars.from_frame(test), seen.timestamps[-1].isoformat())
 
 
-def show_next(report: Path | None, checkpoint: Path, prices: str) -> None:
-    """Print where things are and the command that comes next, unwrapped, so that they can be copied."""
+def show_next(report: Path | None, checkpoint: Path, prices: str, *, start: str | None) -> None:
+    """Print where things are and the command that comes next, unwrapped, so that they can be copied.
+
+    The command replays from `start`, so that its account is the one just judged and not one that lived through training.
+    """
     print(f"\nReport      {report}" if report is not None else "")
     print(f"Checkpoint  {checkpoint}")
-    print(f"Next        {shlex.join(['tradingbots', 'act', str(checkpoint), '--prices', prices])}")
+    command = ["tradingbots", "act", str(checkpoint), "--prices", prices, *(["--start", start] if start else [])]
+    print(f"Next        {shlex.join(command)}")
 
 
 def costs_in_words(config: TradingEnvConfig) -> str:

@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 
 from ml.tradingbots.components import TradingEnvConfig, TradingEnvironment, load_rl_agent
-from ml.tradingbots.components.action_space import limit_gross
+from ml.tradingbots.components.action_space import legal_target, limit_gross
 from ml.tradingbots.data import Bars, load_prices
-from ml.tradingbots.training.live import LiveAccount, environment_for, legal_target, target_weights
+from ml.tradingbots.training.live import LiveAccount, environment_for, target_weights
 from tradingbots.__main__ import main
 from tradingbots.console import guarded
 from tradingbots.periods import context_bars

@@ -1,7 +1,7 @@
 """A run that was cut and resumed in another process ends bit for bit where an uninterrupted one does.
 
 The file is also the program of that other process: `python test_resume.py resume FOLDER` finishes every scenario in the
-folder, `python test_resume.py train FOLDER` runs one training that may be killed.
+folder, `python test_resume.py train FOLDER TOTAL` runs one training that may be killed.
 """
 
 import random
@@ -335,22 +335,20 @@ def test_a_damaged_run_is_refused(saved_run, place):
 
 # --- Killed at any moment
 
+
 # A checkpoint after every vector step: kills land inside writes too.
-KILLED_TOTAL = 1_500
-
-
-def killed_run(folder):
+def killed_run(folder, total):
     path = Path(folder) / "checkpoints" / "last.pt"
     resume_from = path if path.exists() else None
-    small_run(folder, total=KILLED_TOTAL, resume_from=resume_from, checkpoint_frequency=3, eval_frequency=400)
+    small_run(folder, total=total, resume_from=resume_from, checkpoint_frequency=3, eval_frequency=400)
 
 
-def kill_and_resume(folder, n_kills, seed):
+def kill_and_resume(folder, total, n_kills, seed):
     """Kill a training at seeded random moments after it began, then let it finish; how many timesteps each kill found."""
     delays, reached = random.Random(seed), []
     log = folder / "metrics.csv"
     for _ in range(n_kills):
-        child = subprocess.Popen([sys.executable, __file__, "train", str(folder)], cwd=ROOT)
+        child = subprocess.Popen([sys.executable, __file__, "train", str(folder), str(total)], cwd=ROOT)
         try:
             before, deadline = log.stat().st_mtime_ns if log.exists() else 0, time.monotonic() + 60.0
             # The delay counts from the moment the child writes, not from the seconds that importing takes.
@@ -363,27 +361,27 @@ def kill_and_resume(folder, n_kills, seed):
             assert child.wait(timeout=60) in (-signal.SIGKILL, 0)
         last = folder / "checkpoints" / "last.pt"
         reached.append(load_rl_agent(last).num_timesteps if last.exists() else 0)
-    killed_run(folder)
+    killed_run(folder, total)
     return reached
 
 
-def check_killed_run(tmp_path, n_kills, seed):
-    small_run(tmp_path / "whole", total=KILLED_TOTAL, checkpoint_frequency=0, eval_frequency=400)
-    reached = kill_and_resume(tmp_path / "killed", n_kills, seed)
+def check_killed_run(tmp_path, total, n_kills, seed):
+    small_run(tmp_path / "whole", total=total, checkpoint_frequency=0, eval_frequency=400)
+    reached = kill_and_resume(tmp_path / "killed", total, n_kills, seed)
     assert reached == sorted(reached)
-    assert any(0 < number < KILLED_TOTAL for number in reached)
+    assert any(0 < number < total for number in reached)
     found, expected = (plain_contents(tmp_path / kind / "checkpoints" / "last.pt") for kind in ("killed", "whole"))
     assert_same(found, expected)
     assert (tmp_path / "killed" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
 
 
 def test_a_run_killed_three_times_ends_as_an_uninterrupted_one(tmp_path):
-    check_killed_run(tmp_path, n_kills=3, seed=1)
+    check_killed_run(tmp_path, total=900, n_kills=3, seed=1)
 
 
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_ends_as_an_uninterrupted_one(tmp_path):
-    check_killed_run(tmp_path, n_kills=20, seed=2)
+    check_killed_run(tmp_path, total=3_000, n_kills=20, seed=2)
 
 
 def test_the_log_of_a_run_is_in_the_order_of_time(tmp_path):
@@ -395,4 +393,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "resume":
         resume_all(Path(sys.argv[2]))
     else:
-        killed_run(sys.argv[2])
+        killed_run(sys.argv[2], int(sys.argv[3]))

@@ -257,13 +257,13 @@ def value_of_reward_of_one(ends):
         auto_alpha=False,
         alpha=1e-6,
     )
-    agent = create_rl_agent("sac", 1, 1, config, seed=0).train(RewardOfOne(ends), 1_200)
+    agent = create_rl_agent("sac", 1, 1, config, seed=0).train(RewardOfOne(ends), 900)
     with torch.no_grad():
         return agent.critic(torch.zeros(1, 1), torch.zeros(1, 1)).mean().item()
 
 
 def test_the_value_of_a_constant_reward_is_one_over_one_minus_gamma_where_time_runs_out():
-    # 1/(1 − 0.8) = 5; the fixed point is approached from the side by bootstrapping, within a tenth after 1,200 steps.
+    # 1/(1 − 0.8) = 5; the fixed point is approached from the side by bootstrapping, within a tenth after 900 steps.
     assert value_of_reward_of_one("truncated") == pytest.approx(5.0, abs=0.1)
 
 

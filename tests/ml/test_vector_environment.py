@@ -191,6 +191,19 @@ def test_an_account_wiped_out_by_the_gap_has_a_finite_last_observation(make_pric
     assert torch.isfinite(reward).all()
 
 
+@pytest.mark.parametrize("n_assets", [1, 2])
+def test_an_account_wiped_out_by_the_gap_trades_no_more(make_prices, n_assets):
+    frame = make_prices(6, n_assets)
+    frame[:] = 10.0
+    frame.iloc[3:] = 25.0
+    env = TradingVectorEnv(frame, TradingEnvConfig(window_size=1, commission=0.01), n_envs=2)
+    env.reset()
+    share = torch.full((2, n_assets), 1.0 / n_assets, dtype=torch.float64)
+    env.step(-share)
+    env.step(share)
+    assert env.account.turnover.tolist() == env.account.costs.tolist() == [0.0, 0.0]
+
+
 # Batches.
 
 
@@ -375,6 +388,15 @@ def test_the_summary_of_an_episode_is_that_of_a_scalar_run(make_prices):
         },
         rel=1e-9,  # the variance is a difference of sums
     )
+
+
+def test_an_episode_is_summarised_without_the_one_before_it(make_prices):
+    env = TradingVectorEnv(make_prices(60, seed=21), config_of(episode_length=10), n_envs=1)
+    env.reset()
+    infos = [env.step(torch.full((1, 1), 0.8))[4] for _ in range(20)]
+    # Both episodes start at the first bar and do the same.
+    first, second = infos[9]["episode"], infos[19]["episode"]
+    assert {name: float(value[0]) for name, value in second.items()} == {n: float(v[0]) for n, v in first.items()}
 
 
 def test_the_sharpe_ratio_of_an_account_that_never_traded_is_undefined(make_prices):

@@ -27,6 +27,33 @@ def action_dim(config: TradingEnvConfig, n_assets: int) -> int:
     return n_assets * (1 if config.action_type == "continuous" else N_CHOICES)
 
 
+def legal_target(action: Any, weights: FloatArray, config: TradingEnvConfig) -> FloatArray:
+    """Turn an action into the target that the environment would trade to.
+
+    Args:
+        action: what the agent answered; (n_assets,), or a single choice.
+        weights: signed share of equity held now; (n_assets,).
+        config: limits and kind of action.
+
+    Returns:
+        Target weights, NaN where no order is sent; (n_assets,).
+
+    Raises:
+        ValueError: a choice is none of the three.
+    """
+    values = np.atleast_1d(np.asarray(action))
+    if config.action_type == "discrete":
+        if not np.isin(values, range(N_CHOICES)).all():
+            raise ValueError(f"action must be 0 (hold), 1 (buy) or 2 (sell) per asset, got {action!r}")
+        wanted = np.array([np.nan, config.max_weight, config.min_weight])[values.astype(np.int64)]
+    else:
+        wanted = values.astype(np.float64).clip(config.min_weight, config.max_weight)
+    if len(wanted) == 1:
+        # Clipped, not scaled: the bound itself, to the last bit.
+        return np.asarray(wanted.clip(-config.max_gross_exposure, config.max_gross_exposure))
+    return limit_gross(wanted, weights, config.max_gross_exposure)
+
+
 def limit_gross(target: FloatArray, weight: FloatArray, max_gross_exposure: float) -> FloatArray:
     """Scale targets down together so that, with the assets kept as they are, gross exposure stays within its limit.
 

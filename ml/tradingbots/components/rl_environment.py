@@ -13,7 +13,7 @@ import pandas as pd
 from gymnasium import spaces
 
 from ml.tradingbots.components.account import AccountState, PortfolioAccount, SingleAssetAccount
-from ml.tradingbots.components.action_space import action_dim, action_space, limit_gross
+from ml.tradingbots.components.action_space import action_dim, action_space, legal_target
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import FeatureFunction, Market
 from ml.tradingbots.components.rewards import Outcome, create_reward
@@ -276,13 +276,7 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
         return low if value < low else value
 
     def _portfolio_target(self, action: Any) -> FloatArray:
-        config = self.config
-        values = np.asarray(action, dtype=np.float64)
+        values = np.asarray(action)
         if values.shape != (self._n_assets,):
             raise ValueError(f"action must have shape ({self._n_assets},), one value per asset; got {values.shape}")
-        if config.action_type == "discrete":
-            if not np.isin(values, (0, 1, 2)).all():
-                raise ValueError(f"action must be 0 (hold), 1 (buy) or 2 (sell) per asset, got {action!r}")
-            values = np.array([np.nan, config.max_weight, config.min_weight])[values.astype(np.int64)]
-        target = values.clip(config.min_weight, config.max_weight)
-        return limit_gross(target, np.asarray(self.account.weight), config.max_gross_exposure)
+        return legal_target(values, np.asarray(self.account.weight), self.config)

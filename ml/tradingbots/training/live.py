@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ml.tradingbots.components.action_space import limit_gross
+from ml.tradingbots.components.action_space import legal_target
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import Market
 from ml.tradingbots.components.rl_environment import TradingEnvironment
@@ -165,28 +165,6 @@ def trained_config(agent: Any) -> TradingEnvConfig:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the environment settings saved with the agent were refused: {error}") from error
     return dataclasses.replace(config, episode_length=None, random_start=False)
-
-
-def legal_target(action: Any, weights: FloatArray, config: TradingEnvConfig) -> FloatArray:
-    """Turn an action into the target that the environment would trade to.
-
-    Args:
-        action: what the agent answered; (n_assets,), or a single choice.
-        weights: signed share of equity held now; (n_assets,).
-        config: limits and kind of action.
-
-    Returns:
-        Target weights, NaN where no order is sent; (n_assets,).
-    """
-    values = np.atleast_1d(np.asarray(action))
-    if config.action_type == "discrete":
-        wanted = np.array([np.nan, config.max_weight, config.min_weight])[values.astype(np.int64)]
-    else:
-        wanted = values.astype(np.float64).clip(config.min_weight, config.max_weight)
-    if len(wanted) == 1:
-        # Clipped, not scaled: the bound itself, to the last bit.
-        return np.asarray(wanted.clip(-config.max_gross_exposure, config.max_gross_exposure))
-    return limit_gross(wanted, weights, config.max_gross_exposure)
 
 
 def _replayed(agent: Any, env: TradingEnvironment, bar: int, start: str | date | pd.Timestamp | None) -> Decision:
