@@ -56,7 +56,8 @@ class TradingEnvConfig:
     reward_decay: float = 0.01
     """Weight of the newest bar in the moving moments of `differential_sharpe` and `sortino`."""
     reward_warmup_bars: int = 20
-    """First bars of an episode in which `differential_sharpe` and `sortino` pay 0 while their moments form."""
+    """First bars of an episode in which `differential_sharpe` and `sortino` pay 0 while their moments form. The moments are
+    plain averages until 1 over the bars seen falls below `reward_decay`."""
     drawdown_weight: float = 1.0
     """`calmar`: penalty per unit of added drawdown."""
     tail_threshold: float = 0.02

@@ -154,10 +154,10 @@ class Market:
             np.concatenate([np.tile(std, window), account_std]),
         )
 
-    def specification(self) -> dict[str, Any]:
+    def specification(self, config: TradingEnvConfig) -> dict[str, Any]:
         """Return what a loaded agent needs to see the same observations: plain values, saved with it."""
         return {
-            "config": dataclasses.asdict(self.config) | {"features": list(self.config.features)},
+            "config": dataclasses.asdict(config) | {"features": list(config.features)},
             "assets": list(self.assets),
             "features": list(self.feature_names),
             "has_open": self.bars.has_open,

@@ -17,6 +17,10 @@ from ml.tradingbots.core.accounting import positive_part
 # flat has no volatility, and dividing by "almost none" would make its first trade look miraculous.
 VOLATILITY_FLOOR = 1e-3
 
+# Bound of the differential ratios, which are of the order of one standardised return and tens after a crash: where returns
+# have had almost no variance, the formulas promise millions.
+RATIO_BOUND = 100.0
+
 Memory = tuple[Any, ...]
 
 
@@ -75,7 +79,7 @@ class DifferentialSharpe:
 
     D = (B·ΔA − ½A·ΔB) / (B − A²)^1.5 with the moments A, B of the bars before, ΔA = R − A, ΔB = R² − B, then A += η·ΔA,
     B += η·ΔB. Warm-up: for the first `reward_warmup_bars` bars of an episode the reward is 0 and the moments are plain
-    averages; B − A² never counts below `VOLATILITY_FLOOR`².
+    averages; B − A² never counts below `VOLATILITY_FLOOR`², nor D beyond ±`RATIO_BOUND`.
     """
 
     initial_memory: tuple[float, ...] = (0.0, 0.0, 0.0)  # A, B, bars seen
@@ -93,14 +97,14 @@ class DifferentialSharpe:
         reward = (square * mean_change - 0.5 * mean * square_change) / variance**1.5
         rate = _at_least(1.0 / (n_seen + 1.0), self.decay)
         after = (mean + rate * mean_change, square + rate * square_change, n_seen + 1.0)
-        return reward * (n_seen >= self.warmup_bars), after
+        return _bounded(reward) * (n_seen >= self.warmup_bars), after
 
 
 class DifferentialSortino:
     """`sortino`: derivative of the moving downside-deviation ratio (Moody & Saffell, 2001, eq. 22); dimensionless.
 
     With A the moving mean and D² the moving mean of min(R, 0)²: (R − ½A)/D for R > 0, and
-    (D²(R − ½A) − ½A·R²)/D³ otherwise. Warm-up as for `differential_sharpe`; D never counts below `VOLATILITY_FLOOR`.
+    (D²(R − ½A) − ½A·R²)/D³ otherwise. Warm-up and bound as for `differential_sharpe`; D never counts below `VOLATILITY_FLOOR`.
     """
 
     initial_memory: tuple[float, ...] = (0.0, 0.0, 0.0)  # A, D², bars seen
@@ -122,7 +126,7 @@ class DifferentialSortino:
             downside_square + rate * (loss * loss - downside_square),
             n_seen + 1.0,
         )
-        return reward * (n_seen >= self.warmup_bars), after
+        return _bounded(reward) * (n_seen >= self.warmup_bars), after
 
 
 class CalmarReward:
@@ -174,3 +178,7 @@ def create_reward(config: TradingEnvConfig) -> Reward:
 def _at_least(value: Any, least: float) -> Any:
     # `least` joins in the dtype of `value`: a number times a boolean tensor would be float32.
     return value * (value > least) + (least + 0.0 * value) * (value <= least)
+
+
+def _bounded(ratio: Any) -> Any:
+    return 0.5 * (abs(ratio + RATIO_BOUND) - abs(ratio - RATIO_BOUND))

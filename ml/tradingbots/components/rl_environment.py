@@ -201,11 +201,13 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
         from ml.tradingbots.components.vector_environment import TradingVectorEnv
 
         config = dataclasses.replace(self.config, **changes)
-        return TradingVectorEnv(self.market, config, n_envs=n_envs, device=device, seed=seed)
+        vector_env = TradingVectorEnv(self.market, config, n_envs=n_envs, device=device, seed=seed)
+        vector_env.specified_config = self.config
+        return vector_env
 
     def specification(self) -> dict[str, Any]:
         """Return what a loaded agent needs to be shown the same observations: plain values, saved with it."""
-        return self.market.specification()
+        return self.market.specification(self.config)
 
     def render(self) -> Any:
         """Return a Plotly figure of the episode so far: price, equity and weights."""

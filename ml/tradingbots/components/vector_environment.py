@@ -66,6 +66,8 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             raise ValueError(f"n_envs must be at least 1, got {n_envs}")
         market = Market.of(price_data, config, extra_features)
         self.config = config or market.config
+        # What is saved with an agent; `TradingEnvironment.vectorize` puts its own, without what differs in training only.
+        self.specified_config = self.config
         self.market = market
         self.num_envs = n_envs
         self.device = torch.device(device)
@@ -184,7 +186,7 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
 
     def specification(self) -> dict[str, Any]:
         """Return what a loaded agent needs to be shown the same observations: plain values, saved with it."""
-        return self.market.specification()
+        return self.market.specification(self.specified_config)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how the episodes go on: positions, accounts, reward memory, generator."""

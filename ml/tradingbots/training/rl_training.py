@@ -425,6 +425,9 @@ class _Run:
                 "training": dataclasses.asdict(self.config),
                 "environment": self.agent.environment_spec,
             }
+            # What a killed write left behind.
+            for debris in (self.run_dir / "checkpoints").glob(".last.pt.*.part"):
+                debris.unlink(missing_ok=True)
             write_atomically(self.run_dir / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
             path = self.run_dir / "metrics.csv"
             path.unlink(missing_ok=True)
