@@ -45,10 +45,10 @@ def main(options: Options) -> None:
     )
     rows = []
     for case in options.cases:
-        found = [
-            regret_of_sac(case, seed=seed, total_timesteps=options.total_timesteps) for seed in range(options.seeds)
-        ]
-        for result in found:
+        found = []
+        for seed in range(options.seeds):
+            result = regret_of_sac(case, seed=seed, total_timesteps=options.total_timesteps)
+            found.append(result)
             print(
                 f"{case:28} {result.seed:4d} {result.optimum * 1e4:8.2f} {result.gain * 1e4:8.2f} "
                 f"{result.standard_error * 1e4:6.2f} {result.ratio:7.3f} {result.turnover:9.4f} {result.exposure:9.3f} "
