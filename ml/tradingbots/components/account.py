@@ -151,6 +151,7 @@ class PortfolioAccount:
         self._gap_years: list[float] = market.gap_years.tolist()
         self._session_years: list[float] = market.session_years.tolist()
         self._impact = market.impact
+        self._all_ordered: Any = np.ones(self.n_assets)
         self.reset()
 
     def reset(self) -> None:
@@ -176,9 +177,10 @@ class PortfolioAccount:
             basis = basis / (1.0 + move)
         hold = np.isnan(target)
         self.turnover = self.costs = 0.0
-        if equity > 0.0 and not hold.all():  # An account that the gap wiped out trades no more.
+        n_held = np.count_nonzero(hold)
+        if equity > 0.0 and n_held < self.n_assets:  # An account that the gap wiped out trades no more.
             before, held = equity, weight
-            equity, weight, turnover = self._trade(bar, equity, weight, target, hold)
+            equity, weight, turnover = self._trade(bar, equity, weight, target, hold if n_held else None)
             self.turnover, self.costs = float(turnover), float(before - equity)
             basis = entry_basis(basis, held * before, weight * equity)
         move = self._session[bar]
@@ -198,13 +200,14 @@ class PortfolioAccount:
         return accrued_interest(self.costs_model, 1.0 - float(weight.sum()), short, years)
 
     def _trade(
-        self, bar: int, equity: FloatArray, weight: FloatArray, target: FloatArray, hold: npt.NDArray[np.bool_]
+        self, bar: int, equity: FloatArray, weight: FloatArray, target: FloatArray, hold: npt.NDArray[np.bool_] | None
     ) -> tuple[FloatArray, FloatArray, FloatArray]:
         costs = self.costs_model
-        ordered: Any = 1.0 - hold
+        ordered = self._all_ordered
+        if hold is not None:
+            ordered, target = 1.0 - hold, np.where(hold, weight, target)
         if costs.minimum_commission > 0.0:
             ordered = ordered * (target != weight)
-        target = np.where(hold, weight, target)
         impact: FloatArray | float = 0.0
         if self._impact is not None:
             notional = abs(target - weight) * abs(equity)

