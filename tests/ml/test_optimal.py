@@ -339,3 +339,10 @@ def test_impossible_arguments_are_refused_by_name(arguments, message):
 def test_a_market_without_a_known_state_is_refused():
     with pytest.raises(TypeError, match=r"must be RandomWalk, Autoregressive or OrnsteinUhlenbeck.*got Sine"):
         optimal_policy(Sine(), cost_rate=COST_RATE, discount=0.9)
+
+
+def test_in_a_faint_fair_game_whose_costs_exceed_the_edge_the_optimum_is_flat():
+    parameters = Autoregressive(phi=0.02, volatility=0.05, mean_log_return=-0.5 * 0.05**2)
+    policy = optimal_policy(parameters, cost_rate=0.005, discount=0.9)
+    ordinary = np.linspace(-0.1, 0.1, 9)  # Two standard deviations either way.
+    np.testing.assert_array_equal(policy.target_weight(ordinary, np.zeros(9)), np.zeros(9))

@@ -265,7 +265,8 @@ def _dynamics(parameters: MarkovMarket) -> _Dynamics:
         intercept, persistence, memory = parameters.mean_log_return, 0.0, 0.0
         deviation = parameters.volatility
     elif isinstance(parameters, Autoregressive):
-        intercept, persistence, memory = 0.0, parameters.phi, 0.0
+        persistence, memory = parameters.phi, 0.0
+        intercept = parameters.mean_log_return * (1.0 - parameters.phi)
         deviation = parameters.stationary_deviation
     elif isinstance(parameters, OrnsteinUhlenbeck):
         intercept, persistence, memory = 0.0, 1.0 - parameters.reversion, 1.0

@@ -46,12 +46,15 @@ class RandomWalk:
 
 @dataclass(frozen=True, kw_only=True)
 class Autoregressive:
-    """AR(1) log returns, r[t] = phi · r[t-1] + e[t]: momentum for phi > 0, reversal for phi < 0."""
+    """AR(1) log returns, r[t] - m = phi · (r[t-1] - m) + e[t]: momentum for phi > 0, reversal for phi < 0."""
 
     phi: float = 0.3
     """Share of the last log return that is expected to repeat, in (-1, 1)."""
     volatility: float = 0.01
     """Standard deviation of the innovation e per bar, > 0."""
+    mean_log_return: float = 0.0
+    """m, the mean log return per bar. At 0 the price drifts up by half the variance, which holding half of it harvests;
+    minus half the variance makes it a fair game on average."""
 
     def __post_init__(self) -> None:
         if not -1.0 < self.phi < 1.0:
@@ -178,20 +181,25 @@ def random_walk(n_bars: int, *, volatility: float = 0.01, drift: float = 0.0, se
     return SyntheticMarket(name="random_walk", prices=prices, state=log_returns, parameters=parameters)
 
 
-def autoregressive(n_bars: int, *, phi: float = 0.3, volatility: float = 0.01, seed: int) -> SyntheticMarket:
-    """Make a market whose last log return predicts the next one: r[t] = phi · r[t-1] + e[t].
+def autoregressive(
+    n_bars: int, *, phi: float = 0.3, volatility: float = 0.01, mean_log_return: float = 0.0, seed: int
+) -> SyntheticMarket:
+    """Make a market whose last log return predicts the next one: r[t] - m = phi · (r[t-1] - m) + e[t].
 
     Args:
         n_bars: number of bars, at least 2.
         phi: share of the last log return that is expected to repeat.
         volatility: standard deviation of the innovation e.
+        mean_log_return: m.
         seed: seed of the generator.
 
     Returns:
         The market; its state is the last log return (at bar 0 the return from a price of 100 before the first bar).
     """
-    parameters = Autoregressive(phi=phi, volatility=volatility)
-    log_returns = _first_order(phi, parameters.stationary_deviation, volatility * _normals(n_bars, seed), volatility)
+    parameters = Autoregressive(phi=phi, volatility=volatility, mean_log_return=mean_log_return)
+    log_returns = mean_log_return + _first_order(
+        phi, parameters.stationary_deviation, volatility * _normals(n_bars, seed), volatility
+    )
     prices = _prices_from_log(np.cumsum(log_returns))
     return SyntheticMarket(name="autoregressive", prices=prices, state=log_returns, parameters=parameters)
 
