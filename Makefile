@@ -29,7 +29,7 @@ test: $(STAMP) ## Run the default tests (under 8 minutes on two cores)
 test-learning: $(STAMP) ## Train agents to their known optima over several seeds (long)
 	$(BIN)/python -m pytest -q -m learning
 
-test-slow: $(STAMP) ## Run the long contract tests (killed trainings, full demo)
+test-slow: $(STAMP) ## Run the long contract tests (a training killed twenty times)
 	$(BIN)/python -m pytest -q -m slow
 
 test-oracle: $(STAMP) ## Compare with vectorbt in an environment of its own (.venv-oracle)

@@ -128,6 +128,7 @@ def main() -> None:
         print(f"  {memory:38} {ours:12,.0f}  Stable-Baselines3 {theirs:,.0f}, {theirs / ours:.1f} times")
         rows.append({"assets": env.market.n_assets, "what": "replay bytes per transition", "ours": ours, "sb3": theirs})
     if arguments.save:
+        RESULTS.parent.mkdir(exist_ok=True)
         about = {"machine": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
         about |= {"torch": torch.__version__, "threads": arguments.threads}
         RESULTS.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")

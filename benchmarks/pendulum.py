@@ -53,6 +53,7 @@ def main(options: Options) -> None:
     median = statistics.median(row["mean"] for row in rows)
     print(f"median of {options.seeds} seeds: {median:.1f}")
     if options.save:
+        RESULTS.parent.mkdir(exist_ok=True)
         about = {"torch": torch.__version__, "agent": asdict(AGENT), "total_timesteps": options.total_timesteps}
         RESULTS.write_text(json.dumps({"about": about, "median": median, "rows": rows}, indent=1) + "\n")
 

@@ -60,6 +60,7 @@ def main(options: Options) -> None:
         gain = statistics.median(result.gain for result in found) * 1e4
         print(f"{case:28} median of {len(found)}: gain {gain:.2f} bps" + (f", ratio {median:.3f}" if median else ""))
     if options.save:
+        RESULTS.parent.mkdir(exist_ok=True)
         about = {"date": datetime.now(UTC).date().isoformat(), "machine": platform.processor() or platform.machine()}
         about |= {"torch": torch.__version__, "agent": asdict(SAC_RECIPE), "training": asdict(TRAINING_RECIPE)}
         RESULTS.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ml.tradingbots.training.live import LiveAccount
 
 
+# Observations are float32; a share of equity beyond this is a slip of the hand.
+LARGEST_FRACTION = 1e6
+
+
 @dataclass(frozen=True, kw_only=True)
 class Act:
     """Print the weights that a trained agent wants to hold after a bar, as JSON on stdout and nothing else.
@@ -86,6 +90,8 @@ def _account(arguments: Act) -> LiveAccount | None:
     orders = _from_json("--orders-under-way", arguments.orders_under_way or "[]", '[{"AAPL": 0.5}]')
     if not isinstance(orders, list) or not all(isinstance(order, dict) for order in orders):
         raise ValueError(f"--orders-under-way must be a JSON list such as '[{{\"AAPL\": 0.5}}]', got {orders!r}")
+    for order in orders:
+        _check_shares("--orders-under-way", order)
     return LiveAccount(
         weights=_by_asset("--current-weights", arguments.current_weights),
         unrealised_return=_by_asset("--unrealised-return", arguments.unrealised_return),
@@ -98,11 +104,22 @@ def _by_asset(flag: str, text: str | None) -> Mapping[str, float]:
     values = _from_json(flag, text or "{}", '{"AAPL": 0.4}')
     if not isinstance(values, dict):
         raise ValueError(f"{flag} must be a JSON object such as '{{\"AAPL\": 0.4}}', got {text!r}")
+    _check_shares(flag, values)
     return values
+
+
+def _check_shares(flag: str, values: Mapping[str, Any]) -> None:
+    """Refuse numbers that no share of equity or return can be; what else they must be is checked with the account."""
+    for asset, value in values.items():
+        if isinstance(value, float) and not abs(value) <= LARGEST_FRACTION:
+            raise ValueError(
+                f"{flag} of {asset!r} must be a fraction between -{LARGEST_FRACTION:,.0f} and {LARGEST_FRACTION:,.0f} "
+                f"(0.4 is 40%), got {value:g}"
+            )
 
 
 def _from_json(flag: str, text: str, example: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=float)  # Integers have no largest value; floats become inf, and are refused.
     except json.JSONDecodeError as error:
         raise ValueError(f"{flag} must be JSON such as '{example}', got {text!r} ({error})") from error

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -56,7 +57,11 @@ def guarded(work: Callable[[], int], *, debug: bool = False) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # A minus sign must not fail on a terminal that has none.
     try:
-        code = work()
+        with warnings.catch_warnings():
+            if not debug:
+                # Overflows and divisions by zero end in NaN, which is shown or refused where it matters.
+                warnings.simplefilter("ignore", RuntimeWarning)
+            code = work()
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # Help was asked for.

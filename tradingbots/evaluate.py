@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from ml.tradingbots.data.timestamps import utc_timestamp
 from tradingbots.console import (
     Checkpoint,
     OptionalDate,
@@ -57,11 +58,12 @@ def run(argv: list[str]) -> int:
         # Checked on all prices first: a wrong table must not be reported as a wrong date.
         config = environment_for(agent, bars).config
         env = environment_for(agent, with_context(bars, config, arguments.start, arguments.end))
+        seen_until = _seen_until(agent, arguments.checkpoint)
     if agent.environment_spec.get("has_open") and not bars.has_open:
         note("the agent was trained with opens and these prices have none: orders are filled at the last close")
     market = env.market
     first = market.bars.timestamps[market.first_bar]
-    result = evaluate_agent(agent, env, name=agent.agent_type, sample=_sample(arguments, agent, first))
+    result = evaluate_agent(agent, env, name=agent.agent_type, sample=_sample(arguments, seen_until, first))
     show_result(result)
     report = None
     if arguments.report is not None:
@@ -96,15 +98,40 @@ def load_agent(checkpoint: str) -> Any:
     return load_rl_agent(path)
 
 
-def _sample(arguments: Evaluate, agent: Any, first: pd.Timestamp) -> Literal["out of sample", "in sample"]:
+def _seen_until(agent: Any, checkpoint: str) -> pd.Timestamp | None:
+    """Return the last instant at which the agent has seen prices, None where its file does not say.
+
+    Raises:
+        CheckpointError: the file says something that is no instant.
+    """
+    from ml.tradingbots.components.serialization import CheckpointError, shown
+
+    value = agent.environment_spec.get("seen_until")
+    if value is None:
+        return None
+    try:
+        # Without its zone it is not what `tradingbots train` writes, and could be hours off.
+        is_aware = isinstance(value, str) and pd.Timestamp(value).tzinfo is not None
+        known = utc_timestamp(value, "seen_until") if is_aware else None
+    except (TypeError, ValueError, OverflowError):
+        known = None
+    if known is None:
+        raise CheckpointError(f"{checkpoint}: seen_until must be a date and time with its zone, got {shown(value)}")
+    return known
+
+
+def _sample(
+    arguments: Evaluate, seen_until: pd.Timestamp | None, first: pd.Timestamp
+) -> Literal["out of sample", "in sample"]:
     """Say whether the agent had never seen the prices from `first` on."""
     if arguments.sample != "auto":
         return "out of sample" if arguments.sample == "out" else "in sample"
-    seen_until = agent.environment_spec.get("seen_until")
-    if not isinstance(seen_until, str):
+    if seen_until is None:
         note("the file does not say which prices the agent has seen, so these count as in sample (see --sample)")
         return "in sample"
-    if first > pd.Timestamp(seen_until):
+    if first > seen_until:
         return "out of sample"
-    note(f"the agent has seen prices until {seen_until}, so these count as in sample (see --start and --sample)")
+    note(
+        f"the agent has seen prices until {seen_until.isoformat()}, so these count as in sample (see --start and --sample)"
+    )
     return "in sample"

@@ -58,8 +58,9 @@ def check_new(run_dir: Path) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"{run_dir} is a file, and a run needs a folder; choose another --run-dir")
     if (run_dir / "config.json").exists():
+        go_on = "go on with it by --resume, " if checkpoint_of(run_dir).is_file() else ""
         raise FileExistsError(
-            f"{run_dir} already holds a run; go on with it by --resume, replace it by --overwrite, or choose another --run-dir"
+            f"{run_dir} already holds a run; {go_on}replace it by --overwrite, or choose another --run-dir"
         )
 
 

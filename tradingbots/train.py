@@ -24,7 +24,7 @@ from ml.tradingbots.training import (
     train_rl_agent,
     write_report,
 )
-from tradingbots.console import OptionalDate, OptionalPath, Prices, at_the_door, parse, show, show_result
+from tradingbots.console import OptionalDate, OptionalPath, Prices, at_the_door, note, parse, show, show_result
 from tradingbots.periods import context_bars, load_bars
 from tradingbots.run_folder import RecordRun, check_new, check_resumable, checkpoint_of
 
@@ -143,6 +143,9 @@ def train_and_judge(arguments: Train[Any], *, how_to_resume: str) -> EvaluationR
         name: getattr(arguments, name)
         for name in ("prices", "train_start", "validation_start", "test_start", "test_end", "agent", "seed", "device")
     }
+    if arguments.resume and (run_dir / "config.json").is_file() and not checkpoint_of(run_dir).is_file():
+        note("the run was killed before its first checkpoint: it starts over")
+        arguments = dataclasses.replace(arguments, resume=False, overwrite=True)
     if arguments.resume:
         settings = {
             "data": data,
@@ -195,7 +198,7 @@ def train_and_judge(arguments: Train[Any], *, how_to_resume: str) -> EvaluationR
     except KeyboardInterrupt as stop:
         if not checkpoint_of(run_dir).is_file():
             raise KeyboardInterrupt("interrupted before anything was saved") from stop
-        raise KeyboardInterrupt(f"{stop or 'interrupted'}; go on with: {how_to_resume}") from stop
+        raise KeyboardInterrupt(f"{str(stop) or 'interrupted'}; go on with: {how_to_resume}") from stop
     show_result(result)
     show_next(report, chosen, arguments.prices, start=arguments.test_start)
     return result

@@ -573,3 +573,28 @@ def test_one_bad_price_is_found_wherever_it_is(bars, data):
     close[row, asset] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf, 0.0, -1.0]))
     with pytest.raises(ValueError, match=rf"column 'close'.* at row {row} \({re.escape(str(bars.timestamps[row]))}\)"):
         Bars(bars.timestamps, bars.assets, close)
+
+
+@pytest.mark.parametrize("name", ["Dividends", "Stock Splits", "CAPITAL GAINS", "stock_splits"])
+def test_bookkeeping_of_a_vendor_is_no_feature(name):
+    assert_same(Bars.from_frame(one_asset().assign(**{name: 0.0})), Bars.from_frame(one_asset()))
+
+
+def test_bookkeeping_that_only_one_asset_of_several_has_is_ignored():
+    frame = two_assets()
+    frame["AAA", "Capital Gains"] = 0.0
+    assert_same(Bars.from_frame(frame), Bars.from_frame(two_assets()))
+
+
+@pytest.mark.parametrize(("before", "after"), [(1e-200, 1e200), (1e200, 1e-200)])
+def test_closes_whose_ratio_no_number_can_hold_are_refused_with_their_row(before, after):
+    frame = one_asset()[["close"]]
+    frame.iloc[:BAD_ROW], frame.iloc[BAD_ROW:] = before, after
+    found = f"row {BAD_ROW} ({BAD_DAY}) is {after:.10g} while the close before it is {before:.10g}"
+    assert found in refusal(frame)
+
+
+def test_an_open_whose_ratio_to_the_last_close_no_number_can_hold_is_refused():
+    frame = one_asset()[["open", "close"]]
+    frame.iloc[BAD_ROW, 0] = 1e-320
+    assert f"column 'open' at row {BAD_ROW}" in refusal(frame * [1.0, 1e10])

@@ -599,3 +599,32 @@ def test_interrupted_training_says_how_to_go_on_and_does(files, tmp_path):
     assert main(resume) == 0
     assert load_rl_agent(run_dir / "agent.pt").num_timesteps == int(found[1]) + 400
     assert (run_dir / "report.html").is_file()
+
+
+@pytest.mark.parametrize("value", ["2021-01-01T00:00:00", "yesterday", "NaT", "9" * 75, 5])
+def test_a_file_that_says_nonsense_about_what_was_seen_is_refused(value, runs, tmp_path, capsys):
+    folder, prices = runs["single"]
+    agent = load_rl_agent(folder / "agent.pt")
+    agent.environment_spec["seen_until"] = value
+    agent.save(tmp_path / "odd.pt")
+    error = refused(capsys, "evaluate", tmp_path / "odd.pt", "--prices", prices)
+    assert "seen_until must be a date and time with its zone" in error
+
+
+@pytest.mark.parametrize("flag", ["--current-weights", "--unrealised-return"])
+@pytest.mark.parametrize("number", ["9" * 75, "-1e9", "9" * 5_000, "Infinity", "NaN"], ids=lambda text: text[:8])
+def test_a_weight_of_75_digits_is_refused_in_plain_words(flag, number, runs, capsys):
+    folder, prices = runs["portfolio"]
+    given_ = {"--current-weights": "{}", flag: f'{{"AAPL": {number}}}'}
+    words = [word for pair in given_.items() for word in pair]
+    error = refused(capsys, "act", folder / "agent.pt", "--prices", prices, *words)
+    assert f"{flag} of 'AAPL' must be a fraction" in error
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_about_numbers_stay_inside(capsys):
+    def divide():
+        return int(np.isfinite(np.float64(1.0) / np.float64(0.0)))
+
+    assert guarded(divide) == 0
+    assert capsys.readouterr().err == ""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,16 +12,30 @@ from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.core.costs import TransactionCosts
 
 REFUSED = [
+    ("window_size", "20", "an integer, got '20'"),
+    ("window_size", 20.0, "an integer, got 20.0"),
+    ("window_size", True, "an integer, got True"),
+    ("window_size", None, "an integer, got None"),
+    ("commission", "0.001", "a finite number, got '0.001'"),
+    ("commission", False, "a finite number, got False"),
+    ("commission", 10**400, "a finite number"),
+    ("allow_short", "no", "True or False, got 'no'"),
+    ("allow_short", 1, "True or False, got 1"),
+    ("episode_length", 2.5, "an integer or None, got 2.5"),
+    ("reward", ["log_return"], "one of log_return"),
+    ("features", 3, "a sequence of names, got 3"),
+    ("features", ("log_return", 5), "a sequence of names"),
+    ("execution_delay", 1_001, "at most 1000 bars"),
     ("initial_balance", 0.0, "positive"),
-    ("initial_balance", float("inf"), "positive"),
-    ("initial_balance", float("nan"), "positive"),
+    ("initial_balance", float("inf"), "a finite number"),
+    ("initial_balance", float("nan"), "a finite number"),
     ("max_weight", -1.0, "positive"),
     ("max_gross_exposure", 0.0, "positive"),
     ("window_size", 0, "at least 1"),
     ("execution_delay", -1, "at least 0"),
     ("reward_warmup_bars", -1, "at least 0"),
     ("drawdown_weight", -0.1, "at least 0"),
-    ("tail_threshold", float("nan"), "at least 0"),
+    ("tail_threshold", float("nan"), "a finite number"),
     ("tail_weight", -1.0, "at least 0"),
     ("reward", "sharp", "one of log_return"),
     ("action_type", "box", "one of continuous, discrete"),
@@ -32,11 +47,11 @@ REFUSED = [
     ("max_drawdown", 0.0, "above 0"),
     ("max_drawdown", 1.5, "between 0 and 1"),
     ("reward_scaling", 0.0, "other than 0"),
-    ("reward_scaling", float("nan"), "other than 0"),
+    ("reward_scaling", float("nan"), "a finite number"),
     ("slippage_rate", -0.001, "at least 0"),
-    ("minimum_commission", float("nan"), "at least 0"),
+    ("minimum_commission", float("nan"), "a finite number"),
     ("borrow_rate", -0.01, "at least 0"),
-    ("impact_coefficient", float("inf"), "at least 0"),
+    ("impact_coefficient", float("inf"), "a finite number"),
 ]
 
 
@@ -44,6 +59,19 @@ REFUSED = [
 def test_a_bad_value_is_refused_with_its_name_and_the_rule(field, value, rule):
     with pytest.raises(ValueError, match=f"{field}.* {rule}"):
         TradingEnvConfig(**{field: value})
+
+
+def test_a_single_feature_without_its_tuple_is_refused_with_the_way_to_write_it():
+    with pytest.raises(ValueError, match=r"sequence of names, got 'momentum:5'; write \('momentum:5',\)"):
+        TradingEnvConfig(features="momentum:5")
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    given_ = {"window_size": np.int64(5), "commission": np.float64(0.25), "allow_short": np.bool_(False)}
+    values = dataclasses.asdict(TradingEnvConfig(**given_, features=["log_return"]))
+    kept = {name: values[name] for name in (*given_, "features")}
+    assert kept == {"window_size": 5, "commission": 0.25, "allow_short": False, "features": ("log_return",)}
+    assert [type(value) for value in kept.values()] == [int, float, bool, tuple]
 
 
 def test_a_commission_in_percent_is_refused():

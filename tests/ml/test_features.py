@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 
 from ml.tradingbots.components.env_config import TradingEnvConfig
-from ml.tradingbots.components.features import FEATURES, list_features, market_features
+from ml.tradingbots.components.features import BURN_IN, FEATURES, list_features, market_features
+from ml.tradingbots.components.market import Market
 from ml.tradingbots.core import indicators
 from ml.tradingbots.data.bars import Bars
+from ml.tradingbots.data.sources import load_prices
 
 
 @pytest.fixture(scope="module")
 def bars(make_prices):
-    frame = make_prices(120, seed=1, volume=True, extra=True)
+    frame = make_prices(320, seed=1, volume=True, extra=True)
     frame["high"] = frame[["open", "close"]].max(axis=1) * 1.01
     frame["low"] = frame[["open", "close"]].min(axis=1) * 0.99
     return Bars.from_frame(frame)
@@ -49,7 +51,10 @@ def expected_columns(bars):
 @pytest.mark.parametrize("name", FEATURES)
 def test_a_name_without_a_look_back_uses_its_default(bars, name):
     _, columns = compute(bars, name, use_extra_columns=False)
-    np.testing.assert_array_equal(columns[:, :, 0], expected_columns(bars)[name])
+    expected = expected_columns(bars)[name].copy()
+    if FEATURES[name].recursive:
+        expected[: BURN_IN * 14] = np.nan
+    np.testing.assert_array_equal(columns[:, :, 0], expected)
 
 
 @pytest.mark.parametrize("name", FEATURES)
@@ -150,3 +155,14 @@ def test_the_list_of_features_shows_the_default_look_backs():
 def test_every_listed_feature_can_be_asked_for_as_it_is_listed(bars):
     names, _ = compute(bars, *list_features(), use_extra_columns=False)
     assert names == tuple(list_features())
+
+
+@pytest.mark.parametrize("name", ["rsi", "macd", "atr"])
+def test_a_recursive_feature_is_the_same_wherever_its_table_begins(name):
+    frame = load_prices("nasdaq").iloc[:800]
+    config = TradingEnvConfig(features=(name,), window_size=1)
+    whole, later = Market(frame, config), Market(frame.iloc[300:], config)
+    seen = later.features[later.first_bar :]
+    scale = whole.features[whole.first_bar :].std()
+    # 1/20,000 of where the table began is left after the burn-in; a thousandth of a standard deviation is none to see.
+    np.testing.assert_allclose(seen, whole.features[300 + later.first_bar :], atol=1e-3 * scale)

@@ -79,7 +79,10 @@ def test_a_discrete_portfolio_chooses_per_asset(make_prices):
 @pytest.mark.parametrize("delay", [0, 2])
 def test_the_observation_has_the_length_the_table_says(make_prices, n_assets, delay):
     env = make(
-        make_prices(60, n_assets, extra=True), window_size=7, features=("log_return", "rsi"), execution_delay=delay
+        make_prices(60, n_assets, extra=True),
+        window_size=7,
+        features=("log_return", "momentum:5"),
+        execution_delay=delay,
     )
     expected = 7 * n_assets * 3 + n_assets + n_assets + 1 + n_assets * delay
     observation, _ = env.reset(seed=0)
@@ -728,3 +731,47 @@ def test_observations_are_not_changed_by_later_bars(make_prices):
     before = first.copy()
     env.step(target(-0.5))
     np.testing.assert_array_equal(first, before)
+
+
+@pytest.mark.parametrize("action", [0.5, np.float32(0.5), np.array(0.5), np.array([0.5]), np.array([[0.5]]), [0.5]])
+def test_one_number_is_an_action_in_any_wrapping(make_prices, action):
+    assert make(make_prices(20)).step(action)[4]["target_weight"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("action", "found"),
+    [
+        (np.zeros(2), r"shape \(2,\)"),
+        (np.zeros((1, 3)), r"shape \(1, 3\)"),
+        (np.zeros(0), r"shape \(0,\)"),
+        ([0.1, 0.2], "got 2 values"),
+        ("0.5", "must be a number"),
+        (np.array(["0.5"]), "must be a number"),
+        (None, "must be a number"),
+    ],
+)
+def test_an_action_for_one_asset_that_is_not_one_number_is_refused(make_prices, action, found):
+    env = make(make_prices(20))
+    with pytest.raises(ValueError, match=found):
+        env.step(action)
+
+
+@pytest.mark.parametrize("action", [1, np.int64(1), np.uint8(1), np.array(1), np.array([1])])
+def test_one_choice_is_an_action_in_any_wrapping(make_prices, action):
+    assert make(make_prices(20), action_type="discrete").step(action)[4]["target_weight"] == 1.0
+
+
+@pytest.mark.parametrize("action", [1.7, 1.0, np.float32(1.0), "1", None, np.array([0, 1])])
+def test_a_choice_that_is_no_integer_is_refused(make_prices, action):
+    env = make(make_prices(20), action_type="discrete")
+    with pytest.raises(ValueError, match=r"must be an integer|hold exactly one"):
+        env.step(action)
+
+
+@pytest.mark.parametrize(
+    ("action_type", "action"), [("discrete", [0.0, 1.0]), ("discrete", ["0", "1"]), ("continuous", ["0", "1"])]
+)
+def test_a_portfolio_action_of_another_kind_is_refused(make_prices, action_type, action):
+    env = make(make_prices(20, 2), action_type=action_type)
+    with pytest.raises(ValueError, match=r"action must hold (integer choices|numbers)"):
+        env.step(np.array(action))

@@ -121,6 +121,10 @@ def test_the_batch_size_of_the_run_wins_over_the_agents():
         ({"total_timesteps": 5, "batch_size": 0}, "batch_size must be at least 1"),
         ({"total_timesteps": 5, "n_envs": 0}, "n_envs must be at least 1"),
         ({"total_timesteps": 5, "torch_threads": 0}, "torch_threads must be at least 1"),
+        ({"total_timesteps": 5, "torch_threads": 257}, "torch_threads must be at most 256"),
+        ({"total_timesteps": 5.0}, "total_timesteps must be an integer or None, got 5.0"),
+        ({"total_timesteps": 5, "progress": "no"}, "progress must be True or False, got 'no'"),
+        ({"total_timesteps": 5, "seed": -1}, "seed must be an integer"),
         ({"total_timesteps": 5, "eval_frequency": -1}, "eval_frequency must be at least 0"),
         ({"total_timesteps": 5, "log_frequency": -1}, "log_frequency must be at least 0"),
         ({"total_timesteps": 5, "checkpoint_frequency": -1}, "checkpoint_frequency must be at least 0"),
@@ -283,7 +287,7 @@ def test_checkpoints_are_written_during_the_run(tmp_path):
             self.found.append(load_rl_agent(path).num_timesteps if path.exists() else 0)
 
     train(callbacks=Watch(), run_dir=str(tmp_path), total_timesteps=12, checkpoint_frequency=4)
-    assert Watch.found == [0, 0, 4, 4, 8, 8]
+    assert Watch.found == [0, 2, 4, 4, 8, 8]
 
 
 def test_a_callback_whose_state_cannot_be_saved_is_refused_before_the_run(tmp_path):
@@ -464,3 +468,71 @@ def test_every_setting_of_a_run_is_plain():
 
 if __name__ == "__main__":
     long_run(sys.argv[1])
+
+
+# --- What a reviewer once broke
+
+
+def test_a_run_folder_can_be_resumed_from_its_first_step_on(tmp_path):
+    class Crash(Callback):
+        def on_step_end(self, state):
+            if state.num_timesteps >= 4:
+                raise MemoryError
+
+    with pytest.raises(MemoryError):
+        train(callbacks=Crash(), run_dir=str(tmp_path), total_timesteps=1_000)
+    assert (tmp_path / "checkpoints" / "last.pt").is_file()
+
+
+def test_a_run_is_checkpointed_about_twenty_times_unless_told_otherwise(tmp_path):
+    written = set()
+
+    class Watch(Callback):
+        def on_step(self, state):
+            last = tmp_path / "checkpoints" / "last.pt"
+            if last.is_file():
+                written.add(last.stat().st_mtime_ns)
+
+    train(callbacks=Watch(), run_dir=str(tmp_path), total_timesteps=200)
+    assert 19 <= len(written) <= 21
+
+
+def test_a_resumed_run_with_a_larger_budget_goes_on_evaluating(tmp_path):
+    first, second = Evaluations(), Evaluations()
+    train(callbacks=first, run_dir=str(tmp_path), total_timesteps=40, eval_frequency=4)
+    env = market()
+    train(
+        agent_for(env),
+        env,
+        second,
+        run_dir=str(tmp_path),
+        total_timesteps=80,
+        eval_frequency=8,
+        resume_from=tmp_path / "checkpoints" / "last.pt",
+    )
+    assert second.at[:5] == [48, 56, 64, 72, 80]
+
+
+def test_training_visits_early_and_late_bars_alike():
+    env = TradingEnvironment(autoregressive(2_600, seed=0).prices, TradingEnvConfig(window_size=2))
+    visits = np.zeros(2_600)
+
+    class Count(Callback):
+        def on_step(self, state):
+            np.add.at(visits, state.env.bar.numpy(), 1.0)
+
+    agent = create_rl_agent(
+        "sac", env.observation_space_dim, 1, SACConfig(hidden_dim=8, batch_size=8, train_freq=1_000), seed=0
+    )
+    train(agent, env, Count(), n_envs=64, total_timesteps=100_000)
+    quarters = visits[: 2_600 // 4 * 4].reshape(4, -1).sum(axis=1)
+    assert quarters.max() < 1.5 * quarters.min()
+
+
+def test_an_agent_that_is_trained_again_fills_its_memory_before_it_learns():
+    env = market()
+    agent = agent_for(env)
+    train(agent, env)
+    n_updates = agent.num_updates
+    train(agent, env, total_timesteps=agent.config.learning_starts - 2)
+    assert agent.num_updates == n_updates

@@ -308,8 +308,8 @@ def test_train_returns_the_agent_and_counts_its_timesteps():
 
 
 def test_no_update_happens_before_learning_starts():
-    env = market()
-    agent = agent_for(env).train(env, SMALL.learning_starts)
+    env = as_vector_env(market())
+    agent = agent_for(market()).train(env, SMALL.learning_starts)
     assert agent.num_updates == 0
     assert agent.train(env, 1).num_updates == 1
 
@@ -503,13 +503,13 @@ def test_only_what_exists_is_listed():
     [
         ({"gamma": 1.0}, "gamma must be in"),
         ({"gamma": -0.1}, "gamma must be in"),
-        ({"gamma": float("nan")}, "gamma must be in"),
+        ({"gamma": float("nan")}, "gamma must be a finite number"),
         ({"tau": 0.0}, "tau must be in"),
         ({"tau": 1.1}, "tau must be in"),
         ({"learning_rate": 0.0}, "learning_rate must be a positive number"),
-        ({"learning_rate": float("inf")}, "learning_rate must be a positive number"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a finite number"),
         ({"alpha": -1.0}, "alpha must be a positive number"),
-        ({"alpha": float("nan")}, "alpha must be a positive number"),
+        ({"alpha": float("nan")}, "alpha must be a finite number"),
         ({"target_entropy": float("nan")}, "target_entropy must be"),
         ({"target_entropy": float("-inf")}, "target_entropy must be"),
         ({"hidden_dim": 0}, "hidden_dim must be at least 1"),
@@ -531,3 +531,28 @@ def test_a_setting_that_makes_no_sense_is_refused(setting, message):
 def test_a_config_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         SMALL.gamma = 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"hidden_dim": "256"}, "hidden_dim must be an integer, got '256'"),
+        ({"hidden_dim": 65_537}, "hidden_dim must be at most 65536"),
+        ({"n_layers": 65}, "n_layers must be at most 64"),
+        ({"auto_alpha": 1}, "auto_alpha must be True or False"),
+        ({"target_entropy": "auto"}, "target_entropy must be a finite number or None, got 'auto'"),
+    ],
+)
+def test_a_setting_of_another_type_or_size_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SACConfig(**settings)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, True, "0", None, 10**400])
+def test_a_seed_that_is_no_integer_of_63_bits_is_refused(seed):
+    with pytest.raises(ValueError, match=r"seed must be an integer in \[0, 2\*\*63\)"):
+        small_agent(seed=seed)
+
+
+def test_the_largest_seed_is_accepted():
+    assert small_agent(seed=np.uint64(2**63 - 1)).seed == 2**63 - 1

@@ -580,3 +580,31 @@ def test_holding_turns_over_exactly_nothing(make_prices):
     for _ in range(20):
         env.step(torch.full((3, 2), torch.nan))
         assert env.account.turnover.tolist() == env.account.costs.tolist() == [0.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("n_assets", "action_type", "actions", "found"),
+    [
+        (1, "continuous", torch.zeros(3), r"shape \(3, 1\).*got \(3,\)"),
+        (1, "continuous", torch.zeros(3, 2), r"shape \(3, 1\).*got \(3, 2\)"),
+        (2, "continuous", torch.zeros(1, 2), r"shape \(3, 2\).*got \(1, 2\)"),
+        (1, "discrete", torch.zeros(2, dtype=torch.int64), r"shape \(3,\).*got \(2,\)"),
+        (2, "discrete", torch.zeros(3, dtype=torch.int64), r"shape \(3, 2\).*got \(3,\)"),
+        (1, "discrete", torch.ones(3), "integer tensor, got torch.float32"),
+        (1, "discrete", torch.ones(3, dtype=torch.bool), "integer tensor, got torch.bool"),
+        (1, "discrete", torch.tensor([0, 1, 3]), "got 0 to 3"),
+        (1, "discrete", torch.tensor([0, 1, -1]), "got -1 to 1"),
+    ],
+)
+def test_actions_of_another_shape_or_kind_are_refused(make_prices, n_assets, action_type, actions, found):
+    env = TradingVectorEnv(make_prices(60, n_assets), config_of(action_type=action_type), n_envs=3)
+    env.reset()
+    with pytest.raises(ValueError, match=found):
+        env.step(actions)
+
+
+def test_choices_of_small_integers_are_choices_and_no_mask(make_prices):
+    env = TradingVectorEnv(make_prices(60), config_of(action_type="discrete", commission=0.0), n_envs=3)
+    env.reset()
+    env.step(torch.tensor([0, 1, 2], dtype=torch.uint8))
+    assert env.account.weight.sign().tolist() == [0.0, 1.0, -1.0]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ml.tradingbots.components.buffers import Batch, IndexedObservations, ReplayBuffer
+from ml.tradingbots.components.config_checks import check_seed
 from ml.tradingbots.components.exploration import uniform_actions
 from ml.tradingbots.components.normalization import ObservationNormalizer
 from ml.tradingbots.components.serialization import (
@@ -79,8 +80,8 @@ class BaseAgent(ABC):
         self.state_dim, self.action_dim = int(state_dim), int(action_dim)
         self.config = config
         self.device = torch.device(device)
-        self.seed = seed
-        self.generator = torch.Generator(device=self.device).manual_seed(seed)
+        self.seed = check_seed(seed)
+        self.generator = torch.Generator(device=self.device).manual_seed(self.seed)
         self.normalizer = ObservationNormalizer(self.state_dim, self.device)
         self.reward_scale = 1.0
         self.num_timesteps = 0
@@ -89,7 +90,7 @@ class BaseAgent(ABC):
         self.set_action_bounds(-np.ones(self.action_dim), np.ones(self.action_dim))
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would seed every accelerator too.
-            torch.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(self.seed)
             self._build()
 
     @abstractmethod
@@ -401,7 +402,9 @@ class OffPolicyAgent(BaseAgent):
             observation = next_observation
             self.num_timesteps += env.num_envs
             vector_step += 1
-            if self.num_timesteps > config.learning_starts and vector_step % config.train_freq == 0:
+            # An agent that is trained again begins with an empty memory: it, too, must fill before it is learned from.
+            filled = self.replay.size >= min(config.learning_starts, self.replay.capacity)
+            if filled and self.num_timesteps > config.learning_starts and vector_step % config.train_freq == 0:
                 if self.scale_rewards and self.num_updates == 0:
                     self.reward_scale = _inverse_deviation(self.replay.rewards())
                 for _ in range(config.gradient_steps):

@@ -29,6 +29,11 @@ class Feature:
     lookback: int = 0
     """Default look-back in bars; 0 means that the feature takes none."""
     needs: tuple[str, ...] = ()
+    memory: int = 0
+    """Bars over which a recursive feature forgets, where it has no look-back to say so."""
+    recursive: bool = False
+    """Whether it depends on all bars before, ever less: its first `BURN_IN` look-backs are then left undefined, so that
+    where a table begins makes no difference that an agent could see."""
 
 
 def _field(bars: Bars, name: str) -> FloatArray:
@@ -37,6 +42,9 @@ def _field(bars: Bars, name: str) -> FloatArray:
     return np.asarray(values)
 
 
+# Look-backs after which a recursive feature has forgotten all but 1/20,000 of where it began.
+BURN_IN = 10
+
 FEATURES: dict[str, Feature] = {
     "log_return": Feature("log return of the bar", lambda b, n: indicators.log_return(b.close)),
     "momentum": Feature("log return over n bars", lambda b, n: indicators.momentum(b.close, n), 10),
@@ -44,8 +52,15 @@ FEATURES: dict[str, Feature] = {
     "zscore": Feature(
         "distance of the close from its mean over n bars, in stds", lambda b, n: indicators.zscore(b.close, n), 20
     ),
-    "rsi": Feature("Wilder's relative strength index, 0 to 1", lambda b, n: indicators.rsi(b.close, n), 14),
-    "macd": Feature("moving average convergence divergence over price", lambda b, n: indicators.macd(b.close)),
+    "rsi": Feature(
+        "Wilder's relative strength index, 0 to 1", lambda b, n: indicators.rsi(b.close, n), 14, recursive=True
+    ),
+    "macd": Feature(
+        "moving average convergence divergence over price",
+        lambda b, n: indicators.macd(b.close),
+        memory=14,  # Its slow mean spans 26 bars and forgets 2/27 of itself a bar.
+        recursive=True,
+    ),
     "bollinger_position": Feature(
         "place of the close within its Bollinger bands", lambda b, n: indicators.bollinger_position(b.close, n), 20
     ),
@@ -57,6 +72,7 @@ FEATURES: dict[str, Feature] = {
         lambda b, n: indicators.atr(_field(b, "high"), _field(b, "low"), b.close, n),
         14,
         ("high", "low"),
+        recursive=True,
     ),
     "high_low_range": Feature(
         "log of high over low",
@@ -141,7 +157,12 @@ def _built_in(name: str, bars: Bars) -> FloatArray:
             if feature.lookback
             else f"feature {base!r} takes no look-back, got {name!r}"
         )
-    return feature.compute(bars, int(lookback) if lookback else feature.lookback)
+    n_bars = int(lookback) if lookback else feature.lookback
+    values = feature.compute(bars, n_bars)
+    if feature.recursive:
+        values = values.copy()
+        values[: BURN_IN * (n_bars or feature.memory)] = np.nan
+    return values
 
 
 def _checked(name: str, values: FloatArray, bars: Bars) -> FloatArray:

@@ -262,7 +262,9 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
     def _single_target(self, action: Any) -> float:
         config = self.config
         if config.action_type == "discrete":
-            choice = int(action)
+            choice = _only_value(action)
+            if not isinstance(choice, int):
+                raise ValueError(f"action must be an integer: 0 (hold), 1 (buy) or 2 (sell), got {action!r}")
             if choice == 0:
                 return float("nan")
             if choice == 1:
@@ -270,15 +272,38 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
             if choice == 2:
                 return max(config.min_weight, -config.max_gross_exposure)
             raise ValueError(f"action must be 0 (hold), 1 (buy) or 2 (sell), got {action!r}")
-        value = float(action[0]) if hasattr(action, "__len__") else float(action)
+        value = _only_value(action)
+        if not isinstance(value, (float, int)):
+            raise ValueError(f"action must be a number, the target weight of the asset; got {action!r}")
         bound = config.max_weight if config.max_weight < config.max_gross_exposure else config.max_gross_exposure
         if value > bound:
             return bound
         low = -bound if config.allow_short else 0.0
-        return low if value < low else value
+        return low if value < low else float(value)
 
     def _portfolio_target(self, action: Any) -> FloatArray:
         values = np.asarray(action)
         if values.shape != (self._n_assets,):
             raise ValueError(f"action must have shape ({self._n_assets},), one value per asset; got {values.shape}")
+        if values.dtype.kind not in ("iu" if self.config.action_type == "discrete" else "iuf"):
+            wanted = "integer choices" if self.config.action_type == "discrete" else "numbers"
+            raise ValueError(f"action must hold {wanted}, one per asset; got {action!r}")
         return legal_target(values, np.asarray(self.account.weight), self.config)
+
+
+def _only_value(action: Any) -> Any:
+    """Return the value of an action for one asset as Python's own; raises ValueError where there are several or none."""
+    if isinstance(action, (float, int)):
+        return action
+    if isinstance(action, (list, tuple)):
+        if len(action) == 1:
+            return _only_value(action[0])
+        raise ValueError(f"action must be one number or hold exactly one, got {len(action)} values")
+    try:
+        return action.item()  # NumPy and torch, scalars and arrays of any shape
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"action must be one number or hold exactly one, got an array of shape {tuple(action.shape)}"
+        ) from error
+    except AttributeError:
+        return action

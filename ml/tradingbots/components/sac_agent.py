@@ -11,7 +11,12 @@ from torch.optim import Adam
 
 from ml.tradingbots.components.base_agent import OffPolicyAgent
 from ml.tradingbots.components.buffers import Batch
+from ml.tradingbots.components.config_checks import check_field_types
 from ml.tradingbots.components.networks import SquashedGaussianActor, TwinCritic, soft_update
+
+# Far beyond what learns from prices: a digit too many must be a message, not a machine without memory.
+MAX_HIDDEN_DIM = 65_536
+MAX_LAYERS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,18 +51,20 @@ class SACConfig:
     """Entropy the temperature aims at, in nats over [−1, 1] actions; None is −action_dim, as in the paper."""
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         if not 0.0 <= self.gamma < 1.0:
             raise ValueError(f"gamma must be in [0, 1), got {self.gamma}")
         if not 0.0 < self.tau <= 1.0:
             raise ValueError(f"tau must be in (0, 1], got {self.tau}")
         for name in ("learning_rate", "alpha"):
-            if not 0.0 < getattr(self, name) < float("inf"):
+            if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if self.target_entropy is not None and not abs(self.target_entropy) < float("inf"):
-            raise ValueError(f"target_entropy must be a finite number or None, got {self.target_entropy}")
         for name in ("hidden_dim", "n_layers", "buffer_size", "batch_size", "train_freq", "gradient_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, most in (("hidden_dim", MAX_HIDDEN_DIM), ("n_layers", MAX_LAYERS)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)}")
         if not 0 <= self.learning_starts <= self.buffer_size:
             raise ValueError(
                 f"learning_starts ({self.learning_starts}) must be between 0 and buffer_size ({self.buffer_size}): "

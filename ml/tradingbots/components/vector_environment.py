@@ -17,12 +17,14 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ml.tradingbots.components.account import GROWTH_FLOOR
-from ml.tradingbots.components.action_space import action_dim, action_space
+from ml.tradingbots.components.action_space import N_CHOICES, action_dim, action_space
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import FeatureFunction, Market
 from ml.tradingbots.components.rewards import Outcome, create_reward
 from ml.tradingbots.components.vector_account import VectorAccount
 from ml.tradingbots.data.bars import Bars
+
+CHOICE_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
@@ -241,12 +243,30 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         """Turn actions into legal target weights, NaN for no order; float64 (n_envs,) or (n_envs, n_assets)."""
         config, account = self.config, self.account
         if config.action_type == "discrete":
-            targets = account.choice_weights[actions]
+            self._check_choices(actions)
+            targets = account.choice_weights[actions.long()]  # Not as uint8, which would be read as a mask.
         else:
+            expected = (self.num_envs, self.market.n_assets)
+            if actions.shape != expected:
+                raise ValueError(f"actions must have shape {expected}, (n_envs, n_assets); got {tuple(actions.shape)}")
             targets = actions.to(torch.float64)
             targets = targets.squeeze(1) if account.single else targets
             targets = targets.clamp(config.min_weight, config.max_weight)
         return account.limit(targets)
+
+    def _check_choices(self, actions: Tensor) -> None:
+        single = self.account.single
+        expected = (self.num_envs,) if single else (self.num_envs, self.market.n_assets)
+        if actions.shape != expected:
+            named = "(n_envs,)" if single else "(n_envs, n_assets)"
+            raise ValueError(f"actions must have shape {expected}, {named}; got {tuple(actions.shape)}")
+        if actions.dtype not in CHOICE_TYPES:
+            raise ValueError(f"discrete actions must be an integer tensor, got {actions.dtype}")
+        # Elsewhere looking at the values would wait for the device, at every step.
+        if actions.device.type == "cpu":
+            low, high = actions.aminmax()
+            if int(low) < 0 or int(high) >= N_CHOICES:
+                raise ValueError(f"actions must be 0 (hold), 1 (buy) or 2 (sell), got {int(low)} to {int(high)}")
 
     def _accumulate(self, reward: Tensor, growth_log: Tensor, simple_return: Tensor) -> None:
         sums = self._sums

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from ml.tradingbots.data.names import (
-    ADJUSTED_CLOSE_NAMES,
     DATE_COLUMN_NAMES,
     FIELDS,
+    IGNORED_NAMES,
     SINGLE_ASSET,
     did_you_mean,
     field_level,
@@ -90,7 +90,7 @@ def _read_one_asset(frame: pd.DataFrame, timestamps: pd.DatetimeIndex) -> FrameC
     labels: dict[str, object] = {}
     for position, label in enumerate(frame.columns):
         plain = plain_name(label)
-        if plain in ADJUSTED_CLOSE_NAMES:
+        if plain in IGNORED_NAMES:
             continue
         name = plain if plain in FIELDS else str(label)
         if name in labels:
@@ -119,7 +119,7 @@ def _read_two_levels(frame: pd.DataFrame, timestamps: pd.DatetimeIndex) -> Frame
     for position, label in enumerate(frame.columns):
         field_label, asset = label[level], str(label[1 - level])
         plain = plain_name(field_label)
-        if plain in ADJUSTED_CLOSE_NAMES:
+        if plain in IGNORED_NAMES:
             continue
         name = plain if plain in FIELDS else str(field_label)
         by_asset = cells.setdefault(name, {})

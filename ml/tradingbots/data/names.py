@@ -11,6 +11,10 @@ import pandas as pd
 PRICE_FIELDS = ("open", "high", "low", "close")
 FIELDS = (*PRICE_FIELDS, "volume")
 ADJUSTED_CLOSE_NAMES = frozenset({"adj close", "adj_close", "adjclose", "adjusted close", "adjusted_close"})
+# What yfinance adds to prices: amounts paid and ratios of splits on single days, 0 on all others.
+BOOKKEEPING_NAMES = frozenset({"dividends", "stock splits", "stock_splits", "capital gains", "capital_gains"})
+IGNORED_NAMES = ADJUSTED_CLOSE_NAMES | BOOKKEEPING_NAMES
+"""Columns that are neither prices to trade at nor features."""
 DATE_COLUMN_NAMES = frozenset({"date", "datetime", "timestamp", "time"})
 SINGLE_ASSET = "asset"
 """Name of the asset of a table whose columns are only called open, high, low, close, volume."""
@@ -24,7 +28,7 @@ def plain_name(label: object) -> str:
 def is_one_asset(labels: pd.Index[Any]) -> bool:
     """Tell the columns of one asset (open, high, low, close, volume) from one column of closes per asset."""
     plain = {plain_name(label) for label in labels}
-    if plain & {"close", "volume"} or plain & ADJUSTED_CLOSE_NAMES:
+    if plain & {"close", "volume"} or plain & IGNORED_NAMES:
         return True
     # LOW and OPEN are tickers (Lowe's, Opendoor): in capitals, and without a third field, they are assets.
     named = [str(label).strip() for label in labels if plain_name(label) in FIELDS]

@@ -15,6 +15,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 
 # Vendors round or adjust open, high, low and close separately, which moves the last digits of a float64.
 HIGH_LOW_TOLERANCE = 1e-9
+PREVIOUS_CLOSE = "close before it"
 
 _MISSING = (
     "every value must be a finite number. Drop the row (frame.dropna()) or, only where the last price was still valid, "
@@ -23,6 +24,10 @@ _MISSING = (
 _NOT_POSITIVE = (
     "a price must be above 0, because returns and weights divide by it. Drop the row, or replace a 0 that stands for "
     "'no trade' by the last price: frame.replace(0, float('nan')).ffill()"
+)
+_JUMP = (
+    "the ratio of the two is beyond what a float64 can hold, so no return can be computed. Correct the row, or cut the "
+    "table there"
 )
 _NEGATIVE_VOLUME = "a volume must be 0 or more. Correct it, or leave the column out: frame.drop(columns='volume')"
 _INFINITE_EXTRA = "a feature must be finite. Guard the division that made it, e.g. ratio.replace([inf, -inf], 0.0)"
@@ -42,7 +47,7 @@ class _Check(NamedTuple):
     rule: str
     """What is required and how to mend it."""
     other: str | None = None
-    """The column it was compared to, whose value is shown too."""
+    """The column it was compared to, or `PREVIOUS_CLOSE`; its value is shown too."""
 
 
 def check_values(
@@ -76,6 +81,7 @@ def _checks(fields: Mapping[str, FloatArray], extra: Mapping[str, FloatArray]) -
         else:
             yield _Check(name, values <= 0, _NOT_POSITIVE)
     yield from _high_low_checks(fields)
+    yield from _jump_checks(fields)
     for name, values in extra.items():
         if plain_name(name) in ADJUSTED_CLOSE_NAMES.union(FIELDS):
             raise ValueError(f"extra must not hold a price column, got {name!r}. Pass it as a field: Bars(close=...)")
@@ -104,6 +110,23 @@ def _high_low_checks(fields: Mapping[str, FloatArray]) -> Iterator[_Check]:
             yield _Check("low", below, f"a low must not be above the {name}. {limit}", name)
 
 
+def _jump_checks(fields: Mapping[str, FloatArray]) -> Iterator[_Check]:
+    """Find prices whose ratio to the price before them over- or underflows."""
+    close, opening = fields["close"], fields.get("open")
+    before = np.concatenate([close[:1], close[:-1]])
+    yield _Check("close", _is_beyond(close, before), _JUMP, PREVIOUS_CLOSE)
+    if opening is not None:
+        yield _Check("open", _is_beyond(opening, before), _JUMP, PREVIOUS_CLOSE)
+        yield _Check("close", _is_beyond(close, opening), _JUMP, "open")
+
+
+def _is_beyond(price: FloatArray, before: FloatArray) -> npt.NDArray[np.bool_]:
+    with np.errstate(over="ignore", under="ignore"):
+        ratio = price / before
+    beyond: npt.NDArray[np.bool_] = ~np.isfinite(ratio) | (ratio <= 0.0)
+    return beyond
+
+
 def _refusal(
     check: _Check, timestamps: pd.DatetimeIndex, assets: tuple[str, ...], columns: Mapping[str, FloatArray]
 ) -> str:
@@ -112,7 +135,12 @@ def _refusal(
     of_asset = "" if assets == (SINGLE_ASSET,) else f" of asset {assets[asset]!r}"
     found = f"{columns[check.name][row, asset]:.10g}"
     if check.other is not None:
-        found += f" while the {check.other} is {columns[check.other][row, asset]:.10g}"
+        other = (
+            columns["close"][max(row - 1, 0), asset]
+            if check.other == PREVIOUS_CLOSE
+            else columns[check.other][row, asset]
+        )
+        found += f" while the {check.other} is {other:.10g}"
     n_bad = int(np.count_nonzero(check.bad))
     count = f" (the first of {n_bad} such values)" if n_bad > 1 else ""
     return f"column {check.name!r}{of_asset} at row {row} ({timestamps[row]}) is {found}{count}; {check.rule}"

@@ -258,7 +258,7 @@ class EvalCallback(Callback):
         self.best_model_path = Path(best_model_path) if best_model_path else None
         self.report_to = tuple(report_to)
         self.best_score = -float("inf")
-        self.n_done = 0
+        self.evaluated_at = 0  # In timesteps or episodes, so that a resumed run may have another frequency.
 
     def on_step(self, state: TrainingState) -> None:
         """Evaluate when due."""
@@ -266,9 +266,8 @@ class EvalCallback(Callback):
         done, frequency = (
             (state.num_timesteps, self.eval_freq) if by_steps else (state.num_episodes, self.eval_episode_freq)
         )
-        due = done // frequency
-        if due > self.n_done:
-            self.n_done = due
+        if done // frequency > self.evaluated_at // frequency:
+            self.evaluated_at = done
             self.evaluate(state)
 
     def evaluate(self, state: TrainingState) -> dict[str, float]:
@@ -296,12 +295,12 @@ class EvalCallback(Callback):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score and how many evaluations are done."""
-        return {"best_score": self.best_score, "n_done": self.n_done}
+        """Return the best score and when it last evaluated."""
+        return {"best_score": self.best_score, "evaluated_at": self.evaluated_at}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on comparing."""
-        self.best_score, self.n_done = float(state["best_score"]), int(state["n_done"])
+        self.best_score, self.evaluated_at = float(state["best_score"]), int(state["evaluated_at"])
 
 
 EVAL_METRICS = ("sharpe_ratio", "total_return", "max_drawdown", "average_turnover", "cost_share", "mean_gross_exposure")

@@ -13,7 +13,10 @@ SATURATION_MARGIN = 0.01
 
 def diagnose(trajectory: Trajectory) -> list[str]:
     """Say how a strategy trades, one finding per line."""
-    return [*_trading_findings(trajectory), *_action_findings(trajectory), *_cost_findings(trajectory)]
+    stopped = []
+    if trajectory.stopped_at is not None:
+        stopped = [f"It was stopped out on {trajectory.stopped_at.date()} and held cash from then on."]
+    return [*stopped, *_trading_findings(trajectory), *_action_findings(trajectory), *_cost_findings(trajectory)]
 
 
 def action_histogram(trajectory: Trajectory, *, n_bins: int = 10) -> tuple[FloatArray, FloatArray]:

@@ -79,8 +79,18 @@ def run_strategy(env: TradingEnvironment, decide: Decide, *, name: str) -> Traje
         equity.append(info["equity"])
         weights.append(info["weight"])
         done = terminated or truncated
-    n_steps, n_assets = len(rewards), env.market.n_assets
-    config = env.config
+    stopped_at = env.market.bars.timestamps[info["bar"]] if terminated else None
+    n_assets, config = env.market.n_assets, env.config
+    # A strategy that was stopped holds cash to the end, so that all strategies are measured over the same bars.
+    n_idle = env.market.last_bar - info["bar"]
+    actions += actions[-1:] * n_idle
+    nothing = 0.0 if n_assets == 1 else np.zeros(n_assets)
+    targets += [nothing] * n_idle
+    equity += equity[-1:] * n_idle
+    weights += [nothing] * n_idle
+    for values in (rewards, turnover, costs):
+        values += [0.0] * n_idle
+    n_steps = len(rewards)
     return Trajectory(
         name=name,
         timestamps=env.market.bars.timestamps[first : first + n_steps + 1],
@@ -95,12 +105,14 @@ def run_strategy(env: TradingEnvironment, decide: Decide, *, name: str) -> Traje
         bars_per_year=env.market.bars.bars_per_year,
         action_low=config.min_weight,
         action_high=config.max_weight,
+        stopped_at=stopped_at,
     )
 
 
 def run_baselines(env: TradingEnvironment) -> dict[str, Trajectory]:
     """Run the baselines on the prices and costs of `env`."""
-    whole = evaluation_environment(env, action_type="continuous")
+    # A stop-out is the agent's own rule: a baseline that is sold at its low is no baseline.
+    whole = evaluation_environment(env, action_type="continuous", max_drawdown=1.0)
     n_assets, config = env.market.n_assets, env.config
     size = min(config.max_weight, config.max_gross_exposure / n_assets)
     first, hold = whole.market.first_bar, np.full(n_assets, np.nan)

@@ -21,6 +21,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from ml.tradingbots.components.base_agent import StepReport
+from ml.tradingbots.components.config_checks import check_field_types
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, check_like, plain, write_atomically
 from ml.tradingbots.components.vector_adapter import as_vector_env
@@ -33,6 +34,13 @@ from ml.tradingbots.training.training_state import EpisodeSummary, TrainingState
 
 # Rows a run's log has when `log_frequency` is left to the library.
 N_LOG_ROWS = 200
+# Resumable checkpoints of a run when `checkpoint_frequency` is left to the library.
+N_CHECKPOINTS = 20
+# What an unknown number of timesteps, a budget in episodes, is taken for when frequencies are chosen.
+TYPICAL_TIMESTEPS = 200_000
+# Length of a training episode that starts at a random bar, where the environment's config sets none: a year of daily bars.
+# Episodes that all ran to the end of the data would visit its last bars far more often than its first.
+RANDOM_EPISODE_BARS = 252
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +58,8 @@ class RLTrainingConfig:
     n_envs: int = 16
     """Accounts that collect side by side (copies, for other environments made by `gymnasium.make`)."""
     random_start: bool = True
-    """Whether training episodes start at random legal bars; evaluation never does. Market environments only."""
+    """Whether training episodes start at random legal bars, and last a year of daily bars (252) where the environment's
+    `episode_length` leaves it open; evaluation walks all bars once. Market environments only."""
     normalize_observations: bool = True
     """Whether the agent sees observations scaled: by the exact statistics of the training prices, or by running ones."""
     normalize_rewards: bool = True
@@ -60,7 +69,8 @@ class RLTrainingConfig:
     log_frequency: int = 0
     """Timesteps between log rows; 0 chooses about 200 rows for the run."""
     checkpoint_frequency: int = 0
-    """Timesteps between resumable checkpoints `checkpoints/last.pt` in `run_dir`; 0 writes one at the end."""
+    """Timesteps between resumable checkpoints `checkpoints/last.pt` in `run_dir`; 0 chooses about 20 for the run. One is
+    written after the first step and one at the end in any case."""
     run_dir: str | None = None
     """Folder of the run: config.json, metrics.csv, checkpoints/, best.pt; None writes nothing."""
     progress: bool = True
@@ -69,6 +79,7 @@ class RLTrainingConfig:
     """CPU threads of tensor operations; one is fastest for small networks, and results depend on it in the last bit."""
 
     def __post_init__(self) -> None:
+        check_field_types(self)
         if (self.total_episodes is None) == (self.total_timesteps is None):
             raise ValueError(
                 "give one budget: total_episodes or total_timesteps; "
@@ -78,6 +89,8 @@ class RLTrainingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.torch_threads > 256:
+            raise ValueError(f"torch_threads must be at most 256, got {self.torch_threads}")
         for name in ("eval_frequency", "log_frequency", "checkpoint_frequency"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
@@ -142,8 +155,9 @@ def train_rl_agent(
         eval_env: environment of the evaluations: prices that the agent does not train on. None evaluates on the training
             prices, in sample.
         resume_from: a file written by a `CheckpointCallback(resumable=True)` or `run_dir/checkpoints/last.pt`. The agent
-            takes over everything in it and the run goes on to the budget in `config`; on a CPU with the same settings it
-            ends bit for bit where an uninterrupted run would have.
+            takes over everything in it and the run goes on to the budget in `config`; in a market, on a CPU, with the same
+            settings it ends bit for bit where an uninterrupted run would have. Other Gymnasium environments cannot be saved:
+            they start a fresh episode, and everything else goes on.
         loggers: more places for the log rows than `run_dir/metrics.csv`.
 
     Returns:
@@ -168,7 +182,7 @@ class _Run:
         eval_env: Any,
         loggers: Sequence[Logger],
     ) -> None:
-        changes = {"random_start": config.random_start} if isinstance(env, TradingEnvironment) else {}
+        changes = _training_changes(env, config) if isinstance(env, TradingEnvironment) else {}
         n_envs = config.n_envs if isinstance(env, (TradingEnvironment, str)) or getattr(env, "spec", None) else 1
         self.agent, self.config = agent, config
         self.env = as_vector_env(env, n_envs=n_envs, device=str(agent.device), seed=config.seed, **changes)
@@ -197,7 +211,9 @@ class _Run:
         self.bars_per_year = (
             self.env.market.bars.bars_per_year if isinstance(self.env, TradingVectorEnv) else float("nan")
         )
-        self.log_frequency = config.log_frequency or (config.total_timesteps or 200_000) // N_LOG_ROWS or 1
+        expected = config.total_timesteps or TYPICAL_TIMESTEPS
+        self.log_frequency = config.log_frequency or expected // N_LOG_ROWS or 1
+        self.checkpoint_frequency = config.checkpoint_frequency or expected // N_CHECKPOINTS or 1
 
     def _evaluator(self) -> EvalCallback:
         config, best = self.config, Path(self.config.run_dir) / "best.pt" if self.config.run_dir else None
@@ -344,8 +360,8 @@ class _Run:
         if self._is_complete():
             state.request_stop("the budget is spent")
         self.callbacks.on_step_end(state)
-        frequency = self.config.checkpoint_frequency
-        if self.run_dir and frequency and state.num_timesteps // frequency > before // frequency:
+        frequency = self.checkpoint_frequency
+        if self.run_dir and (before == 0 or state.num_timesteps // frequency > before // frequency):
             self.save(self.run_dir / "checkpoints" / "last.pt")
 
     def _count_episodes(self, episodes: dict[str, torch.Tensor]) -> None:
@@ -440,6 +456,16 @@ class _Run:
 
 
 INTERRUPTED = "interrupted by the user"
+
+
+def _training_changes(env: TradingEnvironment, config: RLTrainingConfig) -> dict[str, Any]:
+    """Return what differs between the environment given and the accounts that train in it."""
+    if not config.random_start:
+        return {"random_start": False}
+    if env.config.episode_length is not None:
+        return {"random_start": True}
+    legal = env.market.last_bar - env.market.first_bar
+    return {"random_start": True, "episode_length": max(min(RANDOM_EPISODE_BARS, legal // 2), 1)}
 
 
 def _evaluation_env(env: Any) -> Any:

@@ -58,6 +58,8 @@ class Trajectory:
     """Lower bound of the action space, where actions are amounts."""
     action_high: float = 1.0
     """Upper bound of the action space, where actions are amounts."""
+    stopped_at: pd.Timestamp | None = None
+    """When ruin or a stop-out ended trading; cash is held from then on. None where it never did."""
 
     def __post_init__(self) -> None:
         n_steps, n_assets = len(self.timestamps) - 1, len(self.assets)
