@@ -169,7 +169,7 @@ class PortfolioAccount:
     def advance(self, bar: int, target: FloatArray) -> None:
         """Walk from the close of `bar` to the next close; `target` is (n_assets,), NaN where no order is sent."""
         start = self.equity
-        equity: FloatArray = np.array(start)
+        equity: Any = np.float64(start)
         weight, basis = self.weight, self.basis
         if self._gap is not None:
             move = self._gap[bar]

@@ -47,7 +47,8 @@ def legal_target(action: Any, weights: FloatArray, config: TradingEnvConfig) -> 
             raise ValueError(f"action must be 0 (hold), 1 (buy) or 2 (sell) per asset, got {action!r}")
         wanted = np.array([np.nan, config.max_weight, config.min_weight])[values.astype(np.int64)]
     else:
-        wanted = values.astype(np.float64).clip(config.min_weight, config.max_weight)
+        # Twice as fast as `clip` on a handful of values; NaN passes.
+        wanted = np.minimum(np.maximum(values.astype(np.float64), config.min_weight), config.max_weight)
     if len(wanted) == 1:
         # Clipped, not scaled: the bound itself, to the last bit.
         return np.asarray(wanted.clip(-config.max_gross_exposure, config.max_gross_exposure))

@@ -148,11 +148,11 @@ def entry_basis(basis: Number, held: Number, wanted: Number) -> Number:
     >>> entry_basis(0.5, 1.0, 2.0), entry_basis(0.5, 1.0, 0.4), entry_basis(0.5, 1.0, -1.0), entry_basis(0.5, 1.0, 0.0)
     (0.75, 0.5, 1.0, 1.0)
     """
-    size_held, size_wanted = abs(held), abs(wanted)
-    smaller = size_held * (size_held <= size_wanted) + size_wanted * (size_wanted < size_held)
-    kept = smaller * (held * wanted > 0.0)
-    nothing = 1.0 * (size_wanted == 0.0)
-    basis_after: Number = (basis * kept + (size_wanted - kept) + nothing) / (size_wanted + nothing)
+    nothing = wanted == 0.0
+    ratio = held / (wanted + nothing)
+    # The share of the position wanted that was held already: the ratio cut to [0, 1], and 0 where nothing is wanted.
+    kept = 0.5 * (1.0 + abs(ratio) - abs(ratio - 1.0)) * (wanted != 0.0)
+    basis_after: Number = 1.0 + (basis - 1.0) * kept
     return basis_after
 
 
@@ -237,11 +237,13 @@ def _solve(equity: Array, weight: Array, target_weight: Array, rate: Array) -> A
     paid_on_held, paid_on_target = rate * weight, rate * target_weight
     held_sold, target_sold = 1.0 - paid_on_held.sum(-1), 1.0 - paid_on_target.sum(-1)  # Every side −1.
     held_turned, target_turned = 2.0 * paid_on_held, 2.0 * paid_on_target  # What turning a side to +1 adds.
-    remaining = 1.0 + 0.0 * equity
-    for _ in range(N_NEWTON_STEPS):
-        bought: Any = 1.0 * (target_weight * remaining[..., None] > weight)
+    scaled = target_weight  # The first step starts from x = 1.
+    for step in range(N_NEWTON_STEPS):
+        bought: Any = 1.0 * (scaled > weight)
         turned = _sum_product(bought, held_turned), _sum_product(bought, target_turned)
-        remaining = (held_sold + turned[0]) / (target_sold + turned[1])
+        remaining: Array = (held_sold + turned[0]) / (target_sold + turned[1])
+        if step < N_NEWTON_STEPS - 1:
+            scaled = target_weight * remaining[..., None]
     return remaining
 
 
