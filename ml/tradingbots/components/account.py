@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ml.tradingbots.components.env_config import TradingEnvConfig
-from ml.tradingbots.components.market import DRAWDOWN_SCALE, UNREALISED_SCALE, Market
+from ml.tradingbots.components.market import Market
 from ml.tradingbots.core.accounting import (
     carry,
     carry_portfolio,
@@ -24,8 +24,6 @@ from ml.tradingbots.core.accounting import (
     rebalance_with_minimum,
 )
 from ml.tradingbots.core.costs import accrued_interest, impact_rate
-
-__all__ = ["DRAWDOWN_SCALE", "UNREALISED_SCALE", "AccountState", "PortfolioAccount", "SingleAssetAccount"]
 
 FloatArray = npt.NDArray[np.float64]
 

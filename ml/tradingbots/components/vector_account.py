@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ml.tradingbots.components.env_config import TradingEnvConfig
-from ml.tradingbots.components.market import DRAWDOWN_SCALE, UNREALISED_SCALE, Market
+from ml.tradingbots.components.market import Market
 from ml.tradingbots.core.accounting import (
     carry,
     carry_portfolio,
@@ -20,8 +20,6 @@ from ml.tradingbots.core.accounting import (
     rebalance_with_minimum,
 )
 from ml.tradingbots.core.costs import accrued_interest, impact_rate
-
-__all__ = ["DRAWDOWN_SCALE", "UNREALISED_SCALE", "VectorAccount"]
 
 
 class VectorAccount:
