@@ -1,17 +1,24 @@
 """The replay memory gives back what was seen, however little of it was stored."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stable_baselines3.common.buffers import NStepReplayBuffer
 
 from ml.tradingbots.components.buffers import Batch, IndexedObservations, ReplayBuffer
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
+from ml.tradingbots.core.advantages import n_step_targets
 from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.data.synthetic import autoregressive
 
 CPU = torch.device("cpu")
-FIELDS = ("observation", "action", "reward", "next_observation", "terminated")
+FIELDS = [field.name for field in dataclasses.fields(Batch)]
 
 
 def market_env(n_envs=3, n_assets=1, **settings):
@@ -32,7 +39,7 @@ def walk(env, replay, n_steps, *, seed=0):
         action = torch.rand((env.num_envs, env.market.n_assets), generator=generator) * 2.0 - 1.0
         bar, key = env.bar, env.account_features()
         after, reward, terminated, truncated, infos = env.step(action)
-        replay.add(key, action, reward, infos["next_account"], terminated, bar)
+        replay.add(key, action, reward, infos["next_account"], terminated, bar, truncated=truncated)
         following = infos.get("final_obs", after)
         for row in range(env.num_envs):
             ended = bool(terminated[row] | truncated[row])
@@ -51,7 +58,8 @@ def everything(replay):
     batch = replay.sample(n_draws, generator)
     index = torch.randint(replay.size, (n_draws,), generator=twin)
     first = torch.stack([(index == place).nonzero()[0, 0] for place in range(replay.size)])
-    return Batch(*(getattr(batch, name)[first] for name in FIELDS))
+    values = {name: getattr(batch, name) for name in FIELDS}
+    return Batch(**{name: value if value is None else value[first] for name, value in values.items()})
 
 
 def assert_rebuilt(batch, expected):
@@ -95,7 +103,7 @@ def test_at_the_end_of_an_episode_the_next_observation_is_its_last_not_the_reset
         assert not torch.equal(batch.next_observation[position], seen[position][6])
 
 
-def test_a_truncation_is_not_stored_as_an_end():
+def test_a_truncation_is_not_given_back_as_a_termination():
     env = market_env()
     replay = ReplayBuffer.for_env(env, 300, 1, device=CPU)
     seen = walk(env, replay, 30)
@@ -103,7 +111,7 @@ def test_a_truncation_is_not_stored_as_an_end():
     assert torch.count_nonzero(everything(replay).terminated) == 0
 
 
-def test_a_termination_is_stored_as_an_end():
+def test_a_termination_is_given_back_as_one():
     # Any drawdown at all stops the account out, so that many episodes terminate.
     env = market_env(max_drawdown=1e-4)
     replay = ReplayBuffer.for_env(env, 300, 1, device=CPU)
@@ -116,7 +124,7 @@ def test_a_termination_is_stored_as_an_end():
 def test_a_market_transition_costs_a_few_numbers_whatever_the_window():
     env = market_env(window_size=30)
     replay = ReplayBuffer.for_env(env, 300, 1, device=CPU)
-    # Account (3), next account (3), action, reward, terminated as float32, and the bar as int32.
+    # Account (3), next account (3), action, reward, end as float32, and the bar as int32.
     assert replay.bytes_per_transition == 4 * (3 + 3 + 1 + 1 + 1) + 4
 
 
@@ -124,15 +132,25 @@ def test_a_generic_transition_costs_both_observations():
     assert ReplayBuffer(100, 2, 11, 3, device=CPU).bytes_per_transition == 4 * (11 + 11 + 3 + 1 + 1)
 
 
+def test_returns_over_several_steps_cost_no_memory():
+    one, many = (ReplayBuffer(100, 2, 11, 3, device=CPU, n_steps=n_steps) for n_steps in (1, 10))
+    assert many.bytes_per_transition == one.bytes_per_transition
+
+
+def test_a_mask_costs_one_byte_for_each_action():
+    bare, masked = (ReplayBuffer(100, 2, 11, 3, device=CPU, mask_dim=mask_dim) for mask_dim in (0, 5))
+    assert masked.bytes_per_transition == bare.bytes_per_transition + 5
+
+
 def test_a_market_environment_offers_indexed_observations():
     assert isinstance(market_env(), IndexedObservations)
 
 
-def generic_buffer(capacity=6, n_envs=2):
-    return ReplayBuffer(capacity, n_envs, 2, 1, device=CPU)
+def generic_buffer(capacity=6, n_envs=2, **settings):
+    return ReplayBuffer(capacity, n_envs, 2, 1, device=CPU, **settings)
 
 
-def add_numbered(replay, number, *, terminated=False):
+def add_numbered(replay, number, *, terminated=False, truncated=False):
     """Store a vector step whose every value tells its number."""
     n = replay.n_envs
     replay.add(
@@ -141,6 +159,8 @@ def add_numbered(replay, number, *, terminated=False):
         torch.full((n,), number + 0.5),
         torch.full((n, 2), number + 1.0),
         torch.full((n,), terminated),
+        truncated=torch.full((n,), truncated),
+        next_mask=torch.arange(replay.mask_dim).expand(n, -1) < number if replay.mask_dim else None,
     )
 
 
@@ -190,6 +210,237 @@ def test_the_same_generator_draws_the_same_batch():
     assert torch.equal(first, again)
 
 
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "end"),
+    [(False, False, 0.0), (True, False, 1.0), (False, True, -1.0), (True, True, 1.0)],
+)
+def test_the_last_column_tells_how_a_transition_ended(terminated, truncated, end):
+    replay = generic_buffer()
+    add_numbered(replay, 1, terminated=terminated, truncated=truncated)
+    assert replay.rows[:2, -1].tolist() == [end] * 2
+    assert everything(replay).terminated.tolist() == [max(end, 0.0)] * 2
+
+
+def test_a_memory_without_options_gives_nothing_but_the_transition():
+    replay = generic_buffer()
+    add_numbered(replay, 1)
+    batch = replay.sample(4, torch.Generator().manual_seed(0))
+    assert (batch.discount, batch.weight, batch.index, batch.next_mask) == (None, None, None, None)
+
+
+def test_the_allowed_actions_come_back_with_their_transition():
+    replay = generic_buffer(mask_dim=3)
+    for number in range(5):  # Wraps round.
+        add_numbered(replay, number)
+    batch = everything(replay)
+    assert batch.next_mask.dtype == torch.bool
+    assert torch.equal(batch.next_mask, torch.arange(3) < batch.observation[:, :1])
+
+
+@pytest.mark.parametrize(("mask_dim", "mask"), [(3, None), (0, torch.ones((2, 3), dtype=torch.bool))])
+def test_a_mask_that_is_missing_or_not_stored_is_refused(mask_dim, mask):
+    replay = generic_buffer(mask_dim=mask_dim)
+    keys, column, no = torch.zeros((2, 2)), torch.zeros((2, 1)), torch.zeros(2, dtype=torch.bool)
+    with pytest.raises(ValueError, match="next_mask"):
+        replay.add(keys, column, column[:, 0], keys, no, truncated=no, next_mask=mask)
+    assert replay.size == 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"n_steps": 0},
+        {"mask_dim": -1},
+        {"gamma": 1.1},
+        {"gamma": float("nan")},
+        {"priority_exponent": -0.1},
+        {"priority_epsilon": 0.0},
+    ],
+    ids=str,
+)
+def test_a_setting_out_of_range_is_refused(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        generic_buffer(**setting)
+
+
+@dataclasses.dataclass
+class Log:
+    """Everything that was added to a memory; the first axes of each are (n_rows, n_envs)."""
+
+    observation: torch.Tensor
+    action: torch.Tensor
+    reward: torch.Tensor
+    next_observation: torch.Tensor
+    terminated: torch.Tensor
+    truncated: torch.Tensor
+    next_mask: torch.Tensor
+
+
+def add_random(replay, n_rows, seed):
+    """Fill a memory with numbers in which episodes end often, and return them all."""
+    rng = np.random.default_rng(seed)
+    shape = (n_rows, replay.n_envs)
+
+    def normal(*more):
+        return torch.from_numpy(rng.standard_normal((*shape, *more), dtype=np.float32))
+
+    end = torch.from_numpy(rng.random(shape))
+    log = Log(
+        observation=normal(replay.key_dim),
+        action=normal(replay.action_dim),
+        reward=normal(),
+        next_observation=normal(replay.key_dim),
+        terminated=end < 0.15,
+        truncated=end > 0.85,
+        next_mask=torch.from_numpy(rng.random((*shape, replay.mask_dim)) < 0.5),
+    )
+    for t in range(n_rows):
+        add_row(replay, log, t)
+    return log
+
+
+def add_row(replay, log, t):
+    replay.add(
+        log.observation[t],
+        log.action[t],
+        log.reward[t],
+        log.next_observation[t],
+        log.terminated[t],
+        truncated=log.truncated[t],
+        next_mask=log.next_mask[t] if replay.mask_dim else None,
+    )
+
+
+def stored_times(replay, n_rows):
+    """When each row of the memory was added; in storage order, for one account."""
+    length = replay.capacity // replay.n_envs
+    return [max(t for t in range(n_rows) if t % length == place) for place in range(min(n_rows, length))]
+
+
+def last_time_and_sum(log, t, account, n_steps, gamma):
+    """Follow one account step by step; return the last time used and the discounted sum."""
+    total, n_rows = 0.0, len(log.reward)
+    for k in range(n_steps):
+        total += gamma**k * float(log.reward[t + k, account])
+        if log.terminated[t + k, account] or log.truncated[t + k, account] or t + k == n_rows - 1:
+            break
+    return t + k, total
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    n_envs=st.integers(1, 3),
+    length=st.integers(1, 7),
+    n_rows=st.integers(1, 16),
+    n_steps=st.integers(2, 9),
+    seed=st.integers(0, 2**32),
+)
+def test_returns_over_several_steps_match_a_plain_loop(n_envs, length, n_rows, n_steps, seed):
+    replay = ReplayBuffer(n_envs * length, n_envs, 2, 1, device=CPU, n_steps=n_steps, gamma=0.9, mask_dim=2)
+    log = add_random(replay, n_rows, seed)
+    batch = everything(replay)
+    for place, t in enumerate(stored_times(replay, n_rows)):
+        for account in range(n_envs):
+            row = place * n_envs + account
+            last, total = last_time_and_sum(log, t, account, n_steps, 0.9)
+            assert torch.equal(batch.observation[row], log.observation[t, account])
+            assert torch.equal(batch.action[row], log.action[t, account])
+            assert torch.equal(batch.next_observation[row], log.next_observation[last, account])
+            assert torch.equal(batch.next_mask[row], log.next_mask[last, account])
+            assert batch.terminated[row] == float(log.terminated[last, account])
+            # Sums of up to nine float32 numbers of size one.
+            assert batch.reward[row].item() == pytest.approx(total, abs=2e-6)
+            assert batch.discount[row].item() == pytest.approx(0.9 ** (last - t + 1), rel=1e-6)
+
+
+@pytest.mark.parametrize("n_rows", [5, 12, 31], ids=["partly filled", "just full", "wrapped"])
+@pytest.mark.parametrize("n_steps", [2, 3, 20])
+def test_returns_over_several_steps_give_the_targets_of_a_rollout(n_rows, n_steps):
+    replay = ReplayBuffer(36, 3, 2, 1, device=CPU, n_steps=n_steps, gamma=0.8)
+    log = add_random(replay, n_rows, seed=n_rows)
+    batch = everything(replay)
+    ours = batch.reward + batch.discount * (1.0 - batch.terminated) * batch.next_observation.sum(1)
+    newest = slice(max(n_rows - 12, 0), n_rows)
+    theirs = n_step_targets(
+        log.reward[newest],
+        log.terminated[newest],
+        log.truncated[newest],
+        log.next_observation[newest].sum(2),
+        gamma=0.8,
+        n_steps=n_steps,
+    )
+    in_storage_order = theirs[torch.tensor(stored_times(replay, n_rows)) - newest.start].flatten()
+    # Two orders of adding up to 21 float32 numbers of size one.
+    torch.testing.assert_close(ours, in_storage_order, rtol=0.0, atol=4e-6)
+
+
+@pytest.mark.parametrize("n_rows", [5, 31], ids=["partly filled", "wrapped"])
+def test_returns_over_several_steps_match_stable_baselines3(n_rows):
+    ours = ReplayBuffer(36, 3, 2, 1, device=CPU, n_steps=4, gamma=0.8)
+    log = add_random(ours, n_rows, seed=1)
+    mine = everything(ours)
+    space = Box(-np.inf, np.inf, (2,)), Box(-1.0, 1.0, (1,))
+    for account in range(3):  # Theirs draws accounts at random: one memory for each.
+        theirs = NStepReplayBuffer(12, *space, device="cpu", n_steps=4, gamma=0.8)
+        for t in range(n_rows):
+            row = (log.observation, log.next_observation, log.action, log.reward)
+            done = log.terminated[t, account] | log.truncated[t, account]
+            infos = [{"TimeLimit.truncated": bool(log.truncated[t, account])}]
+            theirs.add(*(values[t, account][None].numpy() for values in row), done[None].numpy(), infos)
+        batch = theirs._get_samples(np.arange(min(n_rows, 12)))
+        rows = slice(account, None, 3)
+        assert torch.equal(mine.next_observation[rows], batch.next_observations)
+        assert torch.equal(mine.terminated[rows], batch.dones[:, 0])
+        torch.testing.assert_close(mine.reward[rows], batch.rewards[:, 0], rtol=0.0, atol=2e-6)
+        torch.testing.assert_close(mine.discount[rows], batch.discounts[:, 0])
+
+
+@pytest.mark.parametrize("n_rows", [8, 14], ids=["partly filled", "wrapped"])
+def test_the_market_memory_rebuilds_the_observation_several_steps_on(n_rows):
+    # Episodes of at most seven bars, some of them stopped out before.
+    env = market_env(max_drawdown=0.005)
+    replay = ReplayBuffer.for_env(env, 31, 1, device=CPU, n_steps=3, gamma=0.9)
+    seen = walk(env, replay, n_rows)
+    batch = everything(replay)
+    assert any(transition[4] for transition in seen)
+    for place, t in enumerate(stored_times(replay, n_rows)):
+        for account in range(3):
+            row, last, total = place * 3 + account, 3 * t + account, float(seen[3 * t + account][2])
+            while not seen[last][5] and last + 3 < len(seen) and (last - account) // 3 < t + 2:
+                last += 3
+                total += 0.9 ** ((last - account) // 3 - t) * float(seen[last][2])
+            assert torch.equal(batch.observation[row], seen[3 * t + account][0])
+            assert torch.equal(batch.next_observation[row], seen[last][3])
+            assert batch.terminated[row] == float(seen[last][4])
+            # float32 sums of three log returns of a few per cent.
+            assert batch.reward[row].item() == pytest.approx(total, abs=1e-7)
+
+
+def test_no_return_reaches_across_a_cut():
+    replay = generic_buffer(capacity=20, n_envs=1, n_steps=5)
+    for number in range(3):
+        add_numbered(replay, number)
+    replay.cut()
+    add_numbered(replay, 9)
+    assert everything(replay).next_observation[:, 0].tolist() == [3.0, 3.0, 3.0, 10.0]
+    assert everything(replay).reward.tolist() == [0.5 + 1.5 + 2.5, 1.5 + 2.5, 2.5, 9.5]
+
+
+@pytest.mark.parametrize("n_rows", [0, 2, 3, 4], ids=["empty", "partly filled", "full", "wrapped"])
+def test_a_cut_leaves_terminations_and_older_transitions_as_they_are(n_rows):
+    replay = generic_buffer(capacity=6)
+    log = add_random(replay, n_rows, seed=2)
+    if n_rows:
+        log.terminated[-1] = torch.tensor([True, False])
+        log.truncated[-1] = False
+        add_row(replay, log, -1)
+    before = replay.rows.clone()
+    newest = (replay.position - 1) % 6
+    replay.cut()
+    before[newest, -1] = -1.0 if n_rows else 0.0
+    assert torch.equal(replay.rows, before)
+
+
 def test_rewards_are_those_stored_so_far():
     replay = generic_buffer(capacity=20)
     add_numbered(replay, 1)
@@ -197,9 +448,10 @@ def test_rewards_are_those_stored_so_far():
     assert replay.rewards().tolist() == [1.5, 1.5, 2.5, 2.5]
 
 
+@pytest.mark.parametrize("mask_dim", [0, 3])
 @pytest.mark.parametrize("n_steps", [2, 5], ids=["half full", "wrapped"])
-def test_a_saved_memory_goes_on_as_the_original(n_steps):
-    original, restored = generic_buffer(), generic_buffer()
+def test_a_saved_memory_goes_on_as_the_original(n_steps, mask_dim):
+    original, restored = generic_buffer(mask_dim=mask_dim), generic_buffer(mask_dim=mask_dim)
     for number in range(n_steps):
         add_numbered(original, number)
     restored.load_state_dict(original.state_dict())
@@ -207,6 +459,7 @@ def test_a_saved_memory_goes_on_as_the_original(n_steps):
     add_numbered(restored, 9)
     assert (restored.size, restored.position) == (original.size, original.position)
     assert torch.equal(restored.rows, original.rows)
+    assert torch.equal(restored.next_masks, original.next_masks)
 
 
 def test_a_saved_market_memory_rebuilds_the_same_observations():
@@ -238,8 +491,10 @@ def saved():
         ReplayBuffer(6, 2, 2, 2, device=CPU),
         ReplayBuffer(4, 2, 2, 1, device=CPU),
         ReplayBuffer(6, 4, 2, 1, device=CPU),
+        ReplayBuffer(6, 2, 2, 1, device=CPU, mask_dim=3),
+        ReplayBuffer(6, 2, 2, 1, device=CPU, prioritized=True),
     ],
-    ids=["other observation", "other action", "smaller capacity", "other number of accounts"],
+    ids=["other observation", "other action", "smaller capacity", "other number of accounts", "masks", "priorities"],
 )
 def test_a_memory_of_another_shape_is_refused(target):
     before = target.rows.clone()
@@ -262,6 +517,13 @@ def test_a_memory_of_another_shape_is_refused(target):
         {"rows": "rows"},
         {"rows": torch.full((6, 7), torch.nan)},
         {"rows": torch.zeros((6, 7), dtype=torch.int64)},
+        {"rows": torch.zeros((6, 7)).to_sparse()},
+        {"rows": torch.zeros((6, 7), device="meta")},
+        {"rows": torch.full((6, 7), 0.5)},
+        {"rows": torch.full((6, 7), 2.0)},
+        {"bars": torch.zeros(6, dtype=torch.int32)},
+        {"next_masks": torch.zeros((6, 3), dtype=torch.bool)},
+        {"priorities": torch.ones(6, dtype=torch.float64)},
         {"size": None},
         {"position": "2"},
     ],
@@ -270,6 +532,24 @@ def test_a_memory_of_another_shape_is_refused(target):
 def test_a_damaged_memory_is_refused(change):
     with pytest.raises(ValueError, match="replay memory"):
         generic_buffer().load_state_dict(saved() | change)
+
+
+@pytest.mark.parametrize(
+    "mask", [None, torch.zeros((6, 3)), torch.zeros((6, 2), dtype=torch.bool), torch.zeros((4, 3), dtype=torch.bool)]
+)
+def test_damaged_masks_are_refused(mask):
+    original = generic_buffer(mask_dim=3)
+    add_random(original, 5, seed=0)
+    with pytest.raises(ValueError, match="replay memory"):
+        generic_buffer(mask_dim=3).load_state_dict(original.state_dict() | {"next_masks": mask})
+
+
+def test_a_loaded_memory_can_be_added_to_even_where_the_file_asks_for_gradients():
+    state = saved()
+    replay = generic_buffer()
+    replay.load_state_dict(state | {"rows": state["rows"].requires_grad_()})
+    add_numbered(replay, 9)
+    assert not replay.rows.requires_grad
 
 
 @pytest.mark.parametrize("bar", [-1, 0, 59, 10**6], ids=str)

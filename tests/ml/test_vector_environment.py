@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import Market
@@ -608,3 +609,134 @@ def test_choices_of_small_integers_are_choices_and_no_mask(make_prices):
     env.reset()
     env.step(torch.tensor([0, 1, 2], dtype=torch.uint8))
     assert env.account.weight.sign().tolist() == [0.0, 1.0, -1.0]
+
+
+# Without waiting for the device.
+
+RESTARTS = {
+    "length": {"episode_length": 7},
+    "stops": {"max_drawdown": 0.05, "reward": "differential_sharpe"},
+    "ruin": {"max_weight": 3.0, "max_gross_exposure": 3.0, "ruin_fraction": 0.9, "reward": "sortino"},
+    "delay": {"episode_length": 5, "execution_delay": 2, "minimum_commission": 20.0},
+    "discrete": {"episode_length": 6, "action_type": "discrete", "allow_short": False, "max_drawdown": 0.1},
+}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on what would wait for an accelerator: values read, sizes that depend on values, tensors made of numbers."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "lift_fresh", "is_nonzero")
+        name = function.__name__.split(".")[0]
+        by_mask = name == "index" and any(index is not None and index.dtype is torch.bool for index in args[1])
+        assert name not in waits, function
+        assert not by_mask, function
+        return function(*args, **(kwargs or {}))
+
+
+def both_ways(make_prices, n_assets, changes, n_envs=4):
+    """Return the same accounts, restarted by index and by flag."""
+    market = Market(make_prices(40, n_assets, seed=22, volatility=0.04), config_of(**changes))
+    return [TradingVectorEnv(market, n_envs=n_envs, synchronous=way) for way in (True, False)]
+
+
+def batch_of_actions(rng, env):
+    actions = random_actions(rng, env.config, env.market.n_assets, env.num_envs)
+    return as_tensor(env.config, actions)
+
+
+@pytest.mark.parametrize("n_assets", [1, 3])
+@pytest.mark.parametrize("restart", sorted(RESTARTS))
+def test_accounts_restarted_by_flag_live_the_episodes_of_those_restarted_by_index(make_prices, n_assets, restart):
+    waiting, free = both_ways(make_prices, n_assets, RESTARTS[restart])
+    starts = {"start_bar": torch.tensor([6, 11, 17, 30])}
+    assert_same_bits(waiting.reset(options=starts)[0], free.reset(options=starts)[0])
+    rng, n_ended, n_terminated = np.random.default_rng(23), 0, 0
+    for _ in range(60):
+        actions = batch_of_actions(rng, waiting)
+        *expected, infos = waiting.step(actions)
+        *found, ours = free.step(actions)
+        assert_same_bits(found, expected)
+        done = found[2] | found[3]
+        n_ended, n_terminated = n_ended + int(done.sum()), n_terminated + int(found[2].sum())
+        assert_same_bits([ours["_final_obs"], ours["_episode"]], [done, done])
+        if done.any():
+            assert_same_bits(ours["final_obs"][done], infos["final_obs"][done])
+            for name, values in infos["episode"].items():
+                assert_same_bits(ours["episode"][name][done], values[done])
+        for name in infos.keys() - {"final_obs", "_final_obs", "episode", "_episode"}:
+            assert_same_bits(ours[name], infos[name])
+        assert_same_bits([free.bar, free.account_features()], [waiting.bar, waiting.account_features()])
+    assert n_ended >= 8
+    assert n_terminated > 0 or restart in ("length", "delay")
+
+
+@pytest.mark.parametrize("n_assets", [1, 2])
+def test_accounts_restarted_by_flag_are_saved_and_go_on_bit_for_bit(make_prices, n_assets):
+    def env():
+        config = config_of(random_start=True, episode_length=6, execution_delay=1, reward="differential_sharpe")
+        return TradingVectorEnv(make_prices(60, n_assets, seed=24), config, n_envs=5, seed=3, synchronous=False)
+
+    actions = torch.as_tensor(np.random.default_rng(25).uniform(-1.0, 1.0, (30, 5, n_assets)))
+    first, second = env(), env()
+    first.reset()
+    record(first, actions[:10])
+    saved = first.state_dict()
+    expected = record(first, actions[10:])
+    second.load_state_dict(saved)
+    assert_same_bits(record(second, actions[10:]), expected)
+
+
+@pytest.mark.parametrize(("n_assets", "action_type"), [(1, "discrete"), (2, "continuous")])
+@pytest.mark.parametrize("reward", sorted(REWARDS))
+def test_a_step_that_may_not_wait_does_not(make_prices, n_assets, action_type, reward):
+    config = config_of(
+        **COSTLY, action_type=action_type, reward=reward, random_start=True, episode_length=2, execution_delay=1
+    )
+    env = TradingVectorEnv(make_prices(60, n_assets, seed=26, volume=True), config, n_envs=3, synchronous=False)
+    env.reset()
+    rng = np.random.default_rng(27)
+    actions = [batch_of_actions(rng, env) for _ in range(5)]
+    with NoWaiting():
+        for action in actions:
+            env.step(action)
+
+
+def test_a_step_that_may_wait_is_seen_to_wait(make_prices):
+    env = TradingVectorEnv(make_prices(60), config_of(), n_envs=3, synchronous=True)
+    env.reset()
+    actions = torch.zeros(3, 1)
+    with NoWaiting(), pytest.raises(AssertionError, match="_local_scalar_dense"):
+        env.step(actions)
+
+
+def test_restarts_by_flag_are_random_and_legal(make_prices):
+    config = config_of(random_start=True, episode_length=1)
+    env = TradingVectorEnv(make_prices(30), config, n_envs=500, synchronous=False)
+    env.reset(seed=0)
+    env.step(torch.zeros(500, 1))
+    assert set(env.bar.tolist()) == set(range(6, 29))
+
+
+def test_accounts_that_go_on_keep_their_bar_when_others_restart_by_flag(make_prices):
+    config = config_of(random_start=True)
+    env = TradingVectorEnv(make_prices(40), config, n_envs=3, synchronous=False)
+    env.reset(options={"start_bar": torch.tensor([10, 38, 20])})
+    env.step(torch.zeros(3, 1))
+    assert env.bar[[0, 2]].tolist() == [11, 21]
+
+
+def test_only_the_cpu_is_waited_for_unless_told_otherwise(make_prices):
+    market = Market(make_prices(60), config_of())
+    assert TradingVectorEnv(market).synchronous
+    assert not TradingVectorEnv(market, synchronous=False).synchronous
+
+
+def test_a_generator_of_another_kind_of_device_draws_anew(make_prices):
+    env = TradingVectorEnv(make_prices(60), config_of(random_start=True), n_envs=3, seed=5)
+    env.reset()
+    state = env.state_dict() | {"generator": torch.zeros(16, dtype=torch.uint8), "generator_device": "cuda"}
+    other = TradingVectorEnv(make_prices(60), config_of(random_start=True), n_envs=3, seed=6)
+    fresh = other._generator.get_state()
+    other.load_state_dict(state)
+    assert_same_bits([other.state_dict()["generator"]], [fresh])

@@ -1,19 +1,40 @@
 """Environments and agents: what `ml/README.md` builds with."""
 
+from ml.tradingbots.components.a2c_agent import A2CAgent, A2CConfig
 from ml.tradingbots.components.base_agent import BaseAgent
+from ml.tradingbots.components.ddpg_agent import DDPGAgent, DDPGConfig
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.features import list_features
-from ml.tradingbots.components.rl_agents import create_rl_agent, list_available_agents, load_rl_agent
+from ml.tradingbots.components.rl_agents import (
+    DQNAgent,
+    DQNConfig,
+    PPOAgent,
+    PPOConfig,
+    create_rl_agent,
+    list_available_agents,
+    load_rl_agent,
+)
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.sac_agent import SACAgent, SACConfig
 from ml.tradingbots.components.serialization import CheckpointError
+from ml.tradingbots.components.td3_agent import TD3Agent, TD3Config
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
 
 __all__ = [
+    "A2CAgent",
+    "A2CConfig",
     "BaseAgent",
     "CheckpointError",
+    "DDPGAgent",
+    "DDPGConfig",
+    "DQNAgent",
+    "DQNConfig",
+    "PPOAgent",
+    "PPOConfig",
     "SACAgent",
     "SACConfig",
+    "TD3Agent",
+    "TD3Config",
     "TradingEnvConfig",
     "TradingEnvironment",
     "TradingVectorEnv",

@@ -27,6 +27,57 @@ def action_dim(config: TradingEnvConfig, n_assets: int) -> int:
     return n_assets * (1 if config.action_type == "continuous" else N_CHOICES)
 
 
+def idle_weights(config: TradingEnvConfig, n_assets: int, *, has_gap: bool) -> FloatArray:
+    """Return the weight at which each choice is certain to trade nothing, as if it were a hold.
+
+    The target must be the weight held when the order is filled, whatever the market does until then and whatever is chosen
+    for the other assets. That is so for a sale to 0, held flat. Of one asset it is also so for its target held where orders
+    are filled at the last close, and for a target of 1 where a gap comes first: all of the equity in the asset moves with
+    it, while any other weight drifts. In a portfolio every other target depends on its neighbours (`limit_gross`). With
+    `execution_delay` nothing is certain: the orders under way come first.
+
+    Args:
+        config: limits, kind of action and delay.
+        n_assets: assets of the account.
+        has_gap: whether the price moves between the decision and its fill (the data has opens).
+
+    Returns:
+        Weights of hold, buy and sell, NaN where there is no such weight; (3,).
+
+    >>> idle_weights(TradingEnvConfig(action_type="discrete", allow_short=False), 1, has_gap=True)
+    array([nan,  1.,  0.])
+    """
+    buy = min(config.max_weight, config.max_gross_exposure)
+    sell = max(config.min_weight, -config.max_gross_exposure)
+    idle = np.array([np.nan, buy, sell])
+    certain = idle == 0.0
+    if n_assets == 1:
+        certain |= (idle == 1.0) | (not has_gap)
+    if config.execution_delay > 0:
+        certain[:] = False
+    return np.where(certain, idle, np.nan)
+
+
+def legal_choices(weight: Any, idle: Any) -> Any:
+    """Return the action mask: which choices could trade, and always the hold.
+
+    Args:
+        weight: weights held, NumPy array or tensor with a last axis of length one, (..., 1); or a number.
+        idle: what `idle_weights` says; (3,).
+
+    Returns:
+        Boolean hold, buy and sell per weight, (..., 3).
+
+    >>> legal_choices(np.array([[0.0], [0.4], [1.0]]), np.array([np.nan, 1.0, 0.0]))
+    array([[ True,  True, False],
+           [ True,  True,  True],
+           [ True, False,  True]])
+    """
+    # No tolerance: a fill sets exactly its target, 0 and 1 do not drift by a rounding, and a trade of a rounding would pay
+    # its minimum commission. NaN differs from everything.
+    return weight != idle
+
+
 def legal_target(action: Any, weights: FloatArray, config: TradingEnvConfig) -> FloatArray:
     """Turn an action into the target that the environment would trade to.
 

@@ -1,4 +1,4 @@
-"""What every agent can do, and how off-policy agents collect.
+"""What every agent can do: fit an environment, train, act, save and load.
 
 One loop serves everybody: `training_steps(env)` is a generator that walks the environment, learns, and yields a short
 report after each vector step. `train` runs it to a budget; `train_rl_agent` runs the same one and adds the rest.
@@ -7,7 +7,7 @@ report after each vector step. `train` runs it to a budget; `train_rl_agent` run
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,11 +16,12 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ml.tradingbots.components.buffers import Batch, IndexedObservations, ReplayBuffer
+from ml.tradingbots.components.agent_config import AgentConfig
+from ml.tradingbots.components.agent_state import check_agent_state, check_dimensions
 from ml.tradingbots.components.config_checks import check_seed
-from ml.tradingbots.components.exploration import uniform_actions
+from ml.tradingbots.components.encoders import WindowShape, make_encoder, window_shape
 from ml.tradingbots.components.normalization import ObservationNormalizer
 from ml.tradingbots.components.serialization import (
     DAMAGE,
@@ -29,7 +30,6 @@ from ml.tradingbots.components.serialization import (
     check_optimizer,
     checked_config,
     read_file,
-    require_keys,
     save_file,
     shown,
 )
@@ -46,19 +46,35 @@ class StepReport:
     """Transitions so far, summed over accounts."""
     reward: Tensor
     """Reward of each account; (n_envs,)."""
-    episodes: dict[str, Tensor] | None
-    """Summaries of the episodes that ended in this step: `r` sum of rewards, `l` length, `sharpe` per bar, `max_drawdown`,
-    `log_growth`; (n_ended,) each. None where none ended."""
+    infos: dict[str, Any]
+    """What the environment said about the step."""
     losses: dict[str, Tensor] | None
-    """Losses of the last gradient step, as 0-dimensional tensors; None before the first."""
+    """Losses and other figures of the last update, as 0-dimensional tensors; None before the first."""
+
+    @property
+    def episodes(self) -> dict[str, Tensor] | None:
+        """Summaries of the episodes that ended in this step, None where none ended; (n_ended,) each.
+
+        `r` sum of rewards, `l` length, `sharpe` per bar, `max_drawdown`, `log_growth`. On an accelerator asking waits for
+        the device.
+        """
+        if "episode" not in self.infos:
+            return None
+        rows = self.infos["_episode"].nonzero().squeeze(1)
+        if len(rows) == 0:
+            return None
+        return {name: values.index_select(0, rows) for name, values in self.infos["episode"].items()}
 
 
 class BaseAgent(ABC):
     """A learner with a config, networks and a memory of how it sees observations.
 
+    Inside, an action is what networks answer: numbers in [−1, 1] (batch, action_dim), or the numbers of choices (batch,
+    n_branches). `to_environment` turns them into what the environment takes.
+
     Args:
         state_dim: length of the flattened observation.
-        action_dim: length of an action.
+        action_dim: length of an action; for discrete ones the number of choices, summed over assets.
         config: the agent's hyperparameters.
         device: where the networks live; small ones are fastest on the CPU.
         seed: of the networks' first weights and of everything the agent draws. Nothing global is seeded or used.
@@ -66,7 +82,11 @@ class BaseAgent(ABC):
 
     agent_type: ClassVar[str]
     description: ClassVar[str]
-    config_class: ClassVar[type]
+    config_class: ClassVar[type[AgentConfig]]
+    learned: ClassVar[tuple[str, ...]]
+    """Attributes that learning changes: networks, optimisers, tensors and statistics. They make up the agent's file."""
+    kept_on_load: ClassVar[tuple[str, ...]] = ("scale_rewards",)
+    """Attributes of a run in progress, which loading an agent does not touch."""
     config: Any
 
     def __init__(self, state_dim: int, action_dim: int, config: Any, *, device: str = "cpu", seed: int = 0) -> None:
@@ -84,22 +104,36 @@ class BaseAgent(ABC):
         self.generator = torch.Generator(device=self.device).manual_seed(self.seed)
         self.normalizer = ObservationNormalizer(self.state_dim, self.device)
         self.reward_scale = 1.0
+        self.scale_rewards = False
         self.num_timesteps = 0
         self.num_updates = 0
+        self.schedule_timesteps = 0
         self.environment_spec: dict[str, Any] = {}
+        self.n_branches = 1
         self.set_action_bounds(-np.ones(self.action_dim), np.ones(self.action_dim))
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed every accelerator too.
-            torch.default_generator.manual_seed(self.seed)
-            self._build()
+        self.is_built = False
+        if config.network == "mlp":
+            self._make_networks(None)
+
+    @property
+    def is_discrete(self) -> bool:
+        """Whether actions are choices rather than numbers."""
+        return False
 
     @abstractmethod
     def _build(self) -> None:
-        """Make the networks and optimisers."""
+        """Make the networks and optimisers, on the agent's device."""
+
+    def _prepare(self) -> None:  # noqa: B027 - A hook that may stay empty.
+        """Derive what updates use: lists of parameters, compiled losses. Called after making networks and after loading."""
 
     @abstractmethod
-    def _policy(self, observation: Tensor, deterministic: bool) -> Tensor:
-        """Return actions in [−1, 1] for normalised observations; (batch, action_dim)."""
+    def deterministic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Return the best actions for normalised observations; `action_mask` is bool (batch, action_dim)."""
+
+    @abstractmethod
+    def stochastic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Draw actions for normalised observations; `action_mask` is bool (batch, action_dim)."""
 
     @abstractmethod
     def training_steps(
@@ -114,12 +148,78 @@ class BaseAgent(ABC):
         """
 
     @abstractmethod
-    def learned_state(self) -> dict[str, Any]:
-        """Return the networks and optimisers as state dictionaries."""
+    def memory_state(self) -> dict[str, Any] | None:
+        """Return what a run in progress remembers beside the agent's file: transitions, exploration; None if nothing."""
 
     @abstractmethod
+    def restore_memory(self, env: Any, state: dict[str, Any] | None) -> None:
+        """Take over what `memory_state` returned, for a run that goes on in `env`.
+
+        Raises:
+            ValueError: it was saved with other settings, or is damaged.
+        """
+
+    def take_over(self, other: BaseAgent) -> None:
+        """Become another agent of the same kind, its memory included; the other one must not be used any more."""
+        self._become(other)
+
+    def learned_state(self) -> dict[str, Any]:
+        """Return the networks and optimisers as state dictionaries."""
+        self._require_networks()
+        state = {}
+        for name in self.learned:
+            value = getattr(self, name)
+            state[name] = value.detach().clone() if isinstance(value, Tensor) else value.state_dict()
+        return state
+
     def load_learned_state(self, state: dict[str, Any]) -> None:
         """Take over what `learned_state` returned."""
+        for name in self.learned:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                with torch.no_grad():
+                    value.copy_(state[name])  # In place: the optimiser holds this very tensor.
+            else:
+                value.load_state_dict(state[name])
+
+    def _make_networks(self, window: WindowShape | None) -> None:
+        self.window = window
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed every accelerator too.
+            torch.default_generator.manual_seed(self.seed)
+            self._build()
+        self.is_built = True
+        self._prepare()
+
+    def _require_networks(self) -> None:
+        if not self.is_built:
+            raise RuntimeError(
+                f"an agent with network={self.config.network!r} gets its networks when it meets its environment: call "
+                "agent.bind(env), train it, or load a trained one first"
+            )
+
+    def _encoder(self) -> nn.Module:
+        """Return a new encoder of observations as the config asks for it."""
+        return make_encoder(self.config.network, self.state_dim, self.window, self.config.hidden_dim)
+
+    def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a function of tensors, compiled if the config asks for it."""
+        return torch.compile(function, dynamic=False) if self.config.compile else function
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is over, in [0, 1]; 0 where its length is not known."""
+        return min(self.num_timesteps / self.schedule_timesteps, 1.0) if self.schedule_timesteps else 0.0
+
+    def _follow_schedule(self) -> None:
+        """Set the optimisers' step size to what the schedule says now."""
+        if self.config.learning_rate_schedule == "linear":
+            rate = self.config.learning_rate * (1.0 - self.progress)
+            for name in self.learned:
+                optimizer = getattr(self, name)
+                if isinstance(optimizer, torch.optim.Optimizer):
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
 
     def set_action_bounds(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
         """Set what −1 and 1 of the policy mean to the environment; (action_dim,) each."""
@@ -130,7 +230,7 @@ class BaseAgent(ABC):
         self._plain_bounds = bool((self._half_range == 1.0).all() and (self._middle == 0.0).all())
 
     def bind(self, env: Any) -> None:
-        """Check that an environment fits, and take over its action bounds and specification.
+        """Check that an environment fits, and take over its action space and specification.
 
         Raises:
             ValueError: observation or action dimensions differ, or actions have no bounds.
@@ -143,21 +243,20 @@ class BaseAgent(ABC):
                 "create it with state_dim=env.observation_space_dim"
             )
         space = env.single_action_space
-        if not isinstance(space, gymnasium.spaces.Box):
-            raise TypeError(
-                f"agent {self.agent_type!r} needs continuous actions, the environment has {space}; "
-                "use TradingEnvConfig(action_type='continuous')"
-            )
-        if space.shape != (self.action_dim,):
-            raise ValueError(
-                f"the environment's actions have shape {space.shape}, the agent was created with action_dim={self.action_dim}; "
-                "create it with action_dim=env.action_space_dim"
-            )
-        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-            raise ValueError(f"agent {self.agent_type!r} needs actions with finite bounds, the environment has {space}")
-        self.set_action_bounds(space.low, space.high)
-        if hasattr(env, "specification"):
-            self.environment_spec = env.specification()
+        if self.is_discrete:
+            self.n_branches = n_branches_of(space, self)
+        else:
+            check_box(space, self)
+            self.set_action_bounds(space.low, space.high)
+        specification = env.specification() if hasattr(env, "specification") else {}
+        if self.config.network != "mlp":
+            window = window_shape(specification, self.state_dim)
+            if not self.is_built:
+                self._make_networks(window)
+            elif window != self.window:
+                raise ValueError(f"the agent reads windows of {self.window}, the environment has {window}")
+        if specification:
+            self.environment_spec = specification
 
     def train(self, env: Any, total_timesteps: int, *, n_envs: int = 1, batch_size: int | None = None) -> BaseAgent:
         """Train for a number of timesteps, without callbacks, evaluation or logs; `train_rl_agent` has those.
@@ -175,45 +274,64 @@ class BaseAgent(ABC):
             raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
         vector_env = as_vector_env(env, n_envs=n_envs, device=str(self.device), seed=self.seed)
         self.bind(vector_env)
-        stop = self.num_timesteps + total_timesteps
+        self.schedule_timesteps = stop = self.num_timesteps + total_timesteps
         for report in self.training_steps(vector_env, batch_size=batch_size):
             if report.num_timesteps >= stop:
                 break
         return self
 
-    def select_action(self, observation: Any, deterministic: bool = False) -> Any:
+    def select_action(self, observation: Any, deterministic: bool = False, *, action_mask: Any = None) -> Any:
         """Choose actions for raw observations.
 
         Args:
             observation: (state_dim,) or (batch, state_dim), NumPy or torch; raw, as the environment gives it.
-            deterministic: whether to take the policy's centre instead of drawing from it.
+            deterministic: whether to take the policy's centre or best choice instead of drawing from it.
+            action_mask: discrete agents only: which choices are legal, (action_dim,) or (batch, action_dim), as
+                `info["action_mask"]` gives it; None allows all.
 
         Returns:
-            Actions within the environment's bounds, float32, of the kind and batch shape that came in.
+            Actions of the kind and batch shape that came in: within the environment's bounds, float32, or int64 choices.
 
         Raises:
-            ValueError: the observation has another length, or is not finite.
+            ValueError: the observation or mask has another length, or the observation is not finite.
         """
+        self._require_networks()
         is_tensor = isinstance(observation, Tensor)
         raw = observation if is_tensor else torch.from_numpy(np.asarray(observation, dtype=np.float32))
         if raw.shape[-1:] != (self.state_dim,) or raw.ndim > 2:
             raise ValueError(
                 f"observation must have shape ({self.state_dim},) or (batch, {self.state_dim}), got {tuple(raw.shape)}"
             )
+        mask = None if action_mask is None else self._mask(action_mask, raw.ndim)
         with torch.inference_mode():
             batch = raw.to(self.device, torch.float32)
             batch = batch if batch.ndim == 2 else batch.unsqueeze(0)
-            action = self.to_environment(self._policy(self.normalizer(batch), deterministic))
+            policy = self.deterministic_policy if deterministic else self.stochastic_policy
+            action = self.to_environment(policy(self.normalizer(batch), mask))
             # The action alone would not tell: clipping and tanh turn an infinite observation into a finite action.
             if not bool(torch.isfinite(batch).all()):
                 raise ValueError("observation holds NaN or inf")
             if not bool(torch.isfinite(action).all()):
                 raise ValueError("the action is not finite: the networks diverged")
             action = action if raw.ndim == 2 else action.squeeze(0)
-        return action.clone() if is_tensor else action.cpu().numpy()
+        # [()] turns a single choice into a number, as Gymnasium's discrete spaces give it.
+        return action.clone() if is_tensor else action.cpu().numpy()[()]
+
+    def _mask(self, action_mask: Any, ndim: int) -> Tensor:
+        """Return a mask as bool (batch, action_dim)."""
+        if not self.is_discrete:
+            raise ValueError(f"agent {self.agent_type!r} acts continuously: it takes no action_mask")
+        mask = torch.as_tensor(action_mask, device=self.device).bool()
+        if mask.ndim != ndim or mask.shape[-1] != self.action_dim:
+            raise ValueError(
+                f"action_mask must have shape {'' if ndim == 1 else '(batch, '}({self.action_dim},), got {tuple(mask.shape)}"
+            )
+        return mask if ndim == 2 else mask.unsqueeze(0)
 
     def to_environment(self, action: Tensor) -> Tensor:
-        """Scale actions from [−1, 1] to the environment's bounds."""
+        """Turn actions of the networks into the environment's: scaled to its bounds, or (batch,) for a single choice."""
+        if self.is_discrete:
+            return action.squeeze(-1) if self.n_branches == 1 else action
         return action if self._plain_bounds else action * self._half_range + self._middle
 
     def state_dict(self) -> dict[str, Any]:
@@ -226,9 +344,10 @@ class BaseAgent(ABC):
             "normalizer": self.normalizer.state_dict(),
             "reward_scale": self.reward_scale,
             "action_bounds": {"low": self.action_low.cpu(), "high": self.action_high.cpu()},
+            "n_branches": self.n_branches,
             "generator": self.generator.get_state(),
             "device": self.device.type,
-            "counters": {"num_timesteps": self.num_timesteps, "num_updates": self.num_updates, "seed": self.seed},
+            "counters": {name: getattr(self, name) for name in COUNTERS},
             "environment": self.environment_spec,
         }
 
@@ -251,8 +370,7 @@ class BaseAgent(ABC):
             fresh = self._rebuilt(state, config)
         except DAMAGE as error:
             raise CheckpointError(f"{path} does not fit a {self.agent_type!r} agent: {str(error)[:300]}") from error
-        kept = {name: self.__dict__[name] for name in ("replay", "scale_rewards") if name in self.__dict__}
-        self.__dict__.update(fresh.__dict__ | kept)
+        self._become(fresh, keeping=self.kept_on_load)
 
     def save(self, path: str | Path) -> Path:
         """Write the agent to a file: config, networks, optimisers, normaliser, bounds, random state and counters.
@@ -260,6 +378,15 @@ class BaseAgent(ABC):
         The write is atomic. The replay memory is not part of it; `training.checkpoints` saves whole runs.
         """
         return save_file(path, "agent", self.state_dict())
+
+    def export_onnx(self, path: str | Path) -> Path:
+        """Write the deterministic policy as an ONNX file: raw `observation` in, the environment's `action` out.
+
+        Needs the extra `onnx`. See `onnx_export.export_onnx`.
+        """
+        from ml.tradingbots.components.onnx_export import export_onnx
+
+        return export_onnx(self, path)
 
     def load(self, path: str | Path) -> BaseAgent:
         """Become the agent in a file written by `save`; returns the agent itself.
@@ -274,13 +401,16 @@ class BaseAgent(ABC):
     def _rebuilt(self, state: dict[str, Any], config: Any) -> BaseAgent:
         """Return a new agent with everything that a file holds; raises one of `DAMAGE` where anything is odd."""
         counters = state["counters"]
-        if set(counters) != {"num_timesteps", "num_updates", "seed"}:
-            raise ValueError("counters must be num_timesteps, num_updates and seed")
-        if any(type(value) is not int or abs(value) >= 2**63 for value in counters.values()):
-            raise ValueError("counters must be integers")
-        if counters["num_timesteps"] < 0 or counters["num_updates"] < 0:
-            raise ValueError("counters must not be negative")
+        if set(counters) != set(COUNTERS):
+            raise ValueError(f"counters must be {', '.join(COUNTERS)}")
+        if any(type(value) is not int or not 0 <= value < 2**63 for value in counters.values()):
+            raise ValueError("counters must be integers in [0, 2**63)")
         fresh = type(self)(self.state_dim, self.action_dim, config, device=str(self.device), seed=counters["seed"])
+        if not fresh.is_built:
+            fresh._make_networks(window_shape(state["environment"], self.state_dim))
+        if not 1 <= state["n_branches"] <= self.action_dim or self.action_dim % state["n_branches"]:
+            raise ValueError(f"n_branches must divide {self.action_dim}, got {state['n_branches']}")
+        fresh.n_branches = state["n_branches"]
         fresh._check_learned(state["learned"])
         fresh.load_learned_state(state["learned"])
         check_like(state["normalizer"], fresh.normalizer.state_dict(), "normalizer")
@@ -296,9 +426,14 @@ class BaseAgent(ABC):
         if torch.device(state["device"]).type == self.device.type:
             fresh.generator.set_state(state["generator"])
         fresh.reward_scale = state["reward_scale"]
-        fresh.num_timesteps, fresh.num_updates = counters["num_timesteps"], counters["num_updates"]
+        for name in COUNTERS:
+            setattr(fresh, name, counters[name])
         fresh.environment_spec = state["environment"]
         return fresh
+
+    def _become(self, other: BaseAgent, *, keeping: tuple[str, ...] = ()) -> None:
+        self.__dict__.update(other.__dict__ | {name: self.__dict__[name] for name in keeping})
+        self._prepare()  # Its functions were the other agent's.
 
     def _check_learned(self, learned: dict[str, Any]) -> None:
         """Check networks and optimisers from a file against those of this agent; raises ValueError."""
@@ -308,148 +443,65 @@ class BaseAgent(ABC):
         for name, value in learned.items():
             own = getattr(self, name)
             if isinstance(own, torch.optim.Optimizer):
-                check_optimizer(value, own, name)
+                check_optimizer(value, own, name, any_rate=self.config.learning_rate_schedule != "constant")
             else:
                 check_like(value, ours[name], name)
 
 
-def check_agent_state(state: dict[str, Any], path: str | Path) -> None:
-    """Check that a file's content has the entries of an agent.
-
-    Raises:
-        CheckpointError: one is missing or of another type.
-    """
-    require_keys(
-        state,
-        path,
-        agent_type=str,
-        config=object,
-        dimensions=dict,
-        learned=dict,
-        normalizer=dict,
-        reward_scale=float,
-        action_bounds=dict,
-        generator=Tensor,
-        device=str,
-        counters=dict,
-        environment=dict,
-    )
+# Whole numbers of an agent's life: seed, transitions, gradient steps, and the timesteps that its schedules span.
+COUNTERS = ("num_timesteps", "num_updates", "schedule_timesteps", "seed")
 
 
-def check_dimensions(state: dict[str, Any], config: Any, path: str | Path) -> None:
-    """Check the dimensions in a file against the networks in it, before networks of that size are made.
-
-    Raises:
-        CheckpointError: they are no positive integers, or need more parameters than the file holds.
-    """
-    dimensions = state["dimensions"]
-    if set(dimensions) != {"state_dim", "action_dim"} or any(
-        type(value) is not int or value < 1 for value in dimensions.values()
-    ):
-        raise CheckpointError(f"{path}: dimensions must be state_dim and action_dim, got {shown(dimensions)}")
-    stored: dict[int, int] = {}
-    waiting = [state["learned"]]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting += value.values()
-        elif type(value) is Tensor and value.device.type == "cpu" and value.layout is torch.strided:
-            stored[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-    width, n_layers = getattr(config, "hidden_dim", 1), getattr(config, "n_layers", 1)
-    needed = width * (sum(dimensions.values()) + width * (n_layers - 1))  # At least: one network without its biases.
-    if 4 * needed > sum(stored.values()):
-        raise CheckpointError(
-            f"{path}: networks for {shown(dimensions)} with hidden_dim={shown(width)} and n_layers={shown(n_layers)} are "
-            "larger than those in the file"
+def check_box(space: gymnasium.Space[Any], agent: BaseAgent) -> None:
+    """Check that an action space is a box that a continuous agent fits; errors as for `BaseAgent.bind`."""
+    if not isinstance(space, gymnasium.spaces.Box):
+        own = (
+            f" or {agent.config_class.__name__}(action_type='discrete')" if hasattr(agent.config, "action_type") else ""
         )
-
-
-class OffPolicyAgent(BaseAgent):
-    """An agent that learns from a replay memory. Subclasses own `_build`, `_policy` and one `update`."""
-
-    replay: ReplayBuffer | None = None
-    scale_rewards: bool = False
-    """Whether the first update fixes `reward_scale` at one over the standard deviation of the rewards seen until then."""
-
-    @abstractmethod
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """Take one gradient step on normalised observations; returns losses as 0-dimensional tensors."""
-
-    def training_steps(
-        self, env: Any, *, batch_size: int | None = None, observation: Tensor | None = None
-    ) -> Iterator[StepReport]:
-        """Walk, remember and learn; see `BaseAgent.training_steps`."""
-        config = self.config
-        batch_size = batch_size or config.batch_size
-        indexed = isinstance(env, IndexedObservations)
-        if self.replay is None or self.replay.n_envs != env.num_envs or (indexed and self.replay.source is not env):
-            self.replay = self._new_replay(env)
-        if observation is None:
-            observation, _ = env.reset()
-            self.normalizer.update(observation)
-        vector_step = self.num_timesteps // env.num_envs
-        losses: dict[str, Tensor] | None = None
-        while True:
-            action = self._explore(observation)
-            bar, key = (env.bar, env.account_features()) if indexed else (None, observation)
-            next_observation, reward, terminated, _truncated, infos = env.step(self.to_environment(action))
-            if indexed:
-                next_key = infos["next_account"]
-            else:
-                next_key = infos.get("final_obs", next_observation)
-                self.normalizer.update(next_observation)
-            self.replay.add(key, action, reward, next_key, terminated, bar)
-            observation = next_observation
-            self.num_timesteps += env.num_envs
-            vector_step += 1
-            # An agent that is trained again begins with an empty memory: it, too, must fill before it is learned from.
-            filled = self.replay.size >= min(config.learning_starts, self.replay.capacity)
-            if filled and self.num_timesteps > config.learning_starts and vector_step % config.train_freq == 0:
-                if self.scale_rewards and self.num_updates == 0:
-                    self.reward_scale = _inverse_deviation(self.replay.rewards())
-                for _ in range(config.gradient_steps):
-                    losses = self.update(self._sample(batch_size))
-                    self.num_updates += 1
-            yield StepReport(self.num_timesteps, reward, ended_episodes(infos), losses)
-
-    def restore_replay(self, env: Any, state: dict[str, Any] | None) -> None:
-        """Take over a saved replay memory for `env`; None leaves it to be made when training starts."""
-        self.replay = None if state is None else self._new_replay(env)
-        if self.replay is not None and state is not None:
-            self.replay.load_state_dict(state)
-
-    def _new_replay(self, env: Any) -> ReplayBuffer:
-        return ReplayBuffer.for_env(env, self.config.buffer_size, self.action_dim, device=self.device)
-
-    def _explore(self, observation: Tensor) -> Tensor:
-        """Return actions in [−1, 1] for collecting: uniform before `learning_starts`, then the policy's own draws."""
-        if self.num_timesteps < self.config.learning_starts:
-            return uniform_actions(observation.shape[0], self.action_dim, self.generator, self.device)
-        with torch.inference_mode():
-            action = self._policy(self.normalizer(observation), False)
-        return action.clone()
-
-    def _sample(self, batch_size: int) -> Batch:
-        """Draw a batch as the networks see it: observations normalised, rewards scaled."""
-        assert self.replay is not None
-        batch = self.replay.sample(batch_size, self.generator)
-        return Batch(
-            self.normalizer(batch.observation),
-            batch.action,
-            batch.reward * self.reward_scale,
-            self.normalizer(batch.next_observation),
-            batch.terminated,
+        raise TypeError(
+            f"agent {agent.agent_type!r} needs continuous actions, the environment has {space}; "
+            f"use TradingEnvConfig(action_type='continuous'){own}, or a discrete agent: create_rl_agent('dqn', ...)"
         )
+    if space.shape != (agent.action_dim,):
+        raise ValueError(
+            f"the environment's actions have shape {space.shape}, the agent was created with action_dim={agent.action_dim}; "
+            "create it with action_dim=env.action_space_dim"
+        )
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(f"agent {agent.agent_type!r} needs actions with finite bounds, the environment has {space}")
 
 
-def _inverse_deviation(rewards: Tensor) -> float:
-    deviation = float(rewards.double().std()) if len(rewards) > 1 else 0.0
-    return 1.0 / deviation if deviation > 1e-12 else 1.0
+def n_branches_of(space: gymnasium.Space[Any], agent: BaseAgent) -> int:
+    """Return how many choices a discrete agent makes at once in a space; errors as for `BaseAgent.bind`."""
+    if isinstance(space, gymnasium.spaces.Discrete) and space.start == 0:
+        n_branches, n_choices = 1, int(space.n)
+    elif isinstance(space, gymnasium.spaces.MultiDiscrete) and space.nvec.ndim == 1 and len(set(space.nvec)) == 1:
+        n_branches, n_choices = len(space.nvec), int(space.nvec[0])
+    else:
+        own = (
+            f" or {agent.config_class.__name__}(action_type='continuous')"
+            if hasattr(agent.config, "action_type")
+            else ""
+        )
+        raise TypeError(
+            f"agent {agent.agent_type!r} needs discrete actions, Discrete(n) or as many choices for each asset, the "
+            f"environment has {space}; use TradingEnvConfig(action_type='discrete'){own}, or a continuous agent: "
+            "create_rl_agent('sac', ...)"
+        )
+    if n_branches * n_choices != agent.action_dim:
+        raise ValueError(
+            f"the environment has {n_branches * n_choices} choices ({space}), the agent was created with "
+            f"action_dim={agent.action_dim}; create it with action_dim=env.action_space_dim"
+        )
+    return n_branches
 
 
-def ended_episodes(infos: dict[str, Any]) -> dict[str, Tensor] | None:
-    """Return the summaries of the episodes that ended in a step, or None."""
-    if "episode" not in infos:
-        return None
-    rows = infos["_episode"].nonzero().squeeze(1)
-    return {name: values.index_select(0, rows) for name, values in infos["episode"].items()}
+def present_mask(env: Any) -> Tensor | None:
+    """Return which choices are legal in an environment under way; None where it does not say."""
+    mask: Tensor | None = env.action_mask() if hasattr(env, "action_mask") else None
+    return mask
+
+
+def saved_mask_dim(masks: Any) -> int:
+    """Return the length of the action masks in a saved memory; 0 where there are none."""
+    return int(masks.shape[-1]) if isinstance(masks, Tensor) and masks.ndim > 1 else 0

@@ -85,6 +85,11 @@ def _as_type(value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         found = (_as_type(value, argument) for argument in arguments)
         return next((item for item in found if item is not _REFUSED), _REFUSED)
+    if hint == tuple[int, ...]:
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+            return _REFUSED
+        numbers_ = tuple(_as_type(item, int) for item in value)
+        return _REFUSED if _REFUSED in numbers_ else numbers_
     if hint == tuple[str, ...]:
         is_names = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
         if not is_names or not all(isinstance(item, str) for item in value):
@@ -117,7 +122,7 @@ def _in_words(hint: Any) -> str:
         return f"one of {', '.join(str(argument) for argument in arguments)}"
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_in_words(argument) for argument in arguments)
-    return "a sequence of names"
+    return "a sequence of integers" if hint == tuple[int, ...] else "a sequence of names"
 
 
 def _how_to_mend(value: Any, hint: Any) -> str:

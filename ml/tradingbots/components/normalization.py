@@ -56,7 +56,13 @@ class RunningMeanStd:
         return {"mean": self.mean, "var": self.var, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over saved statistics."""
+        """Take over saved statistics.
+
+        Raises:
+            ValueError: a variance or the count is negative.
+        """
+        if bool((state["var"] < 0.0).any()) or not 0 <= state["count"] < 2**63:
+            raise ValueError("the variances and the count of running statistics must not be negative")
         self.mean, self.var, self.count = state["mean"].clone(), state["var"].clone(), int(state["count"])
 
 
@@ -116,10 +122,8 @@ class ObservationNormalizer:
         """
         if state["mode"] not in get_args(Mode):
             raise ValueError(f"unknown normaliser mode {state['mode']!r}")
-        if bool((state["statistics"]["var"] < 0.0).any()) or not 0 <= state["statistics"]["count"] < 2**63:
-            raise ValueError("the variances and the count of a normaliser must not be negative")
-        self.mode = state["mode"]
         self.statistics.load_state_dict(state["statistics"])
+        self.mode = state["mode"]
         self._refresh()
 
     def _refresh(self) -> None:

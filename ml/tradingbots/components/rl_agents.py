@@ -1,16 +1,312 @@
-"""The factory: every agent by name."""
+"""PPO, DQN, and the factory of all agents."""
 
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from ml.tradingbots.components.base_agent import BaseAgent, check_agent_state, check_dimensions
+import torch
+from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
+from torch.optim import Adam
+
+from ml.tradingbots.components.a2c_agent import A2CAgent, explained_variance
+from ml.tradingbots.components.agent_config import (
+    AgentConfig,
+    OffPolicyConfig,
+    OnPolicyConfig,
+    check_at_least_one,
+    check_fraction,
+    check_positive,
+    check_share,
+)
+from ml.tradingbots.components.agent_state import check_agent_state, check_dimensions
+from ml.tradingbots.components.base_agent import BaseAgent
+from ml.tradingbots.components.buffers import Batch, ReplayBuffer
+from ml.tradingbots.components.ddpg_agent import DDPGAgent
+from ml.tradingbots.components.exploration import uniform_choices
+from ml.tradingbots.components.networks import BranchingQNetwork, clip_gradients, soft_update
+from ml.tradingbots.components.off_policy import OffPolicyAgent
+from ml.tradingbots.components.on_policy import Experience, OnPolicyAgent
 from ml.tradingbots.components.sac_agent import SACAgent
 from ml.tradingbots.components.serialization import CheckpointError, checked_config, read_file, shown
+from ml.tradingbots.components.td3_agent import TD3Agent
 
-AGENTS: dict[str, type[BaseAgent]] = {agent.agent_type: agent for agent in (SACAgent,)}
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(OnPolicyConfig):
+    """Hyperparameters of PPO. Defaults follow the paper and its reference code unless a comment says otherwise."""
+
+    n_steps: int = 128
+    """Steps of every account per rollout."""
+    batch_size: int = 256
+    """Transitions per gradient step: the size of a shuffled minibatch."""
+    n_epochs: int = 10
+    """Passes over a rollout."""
+    clip_epsilon: float = 0.2
+    """How far the probability of an action may move per rollout, as a fraction, before its gradient vanishes."""
+    clip_schedule: Literal["constant", "linear"] = "constant"
+    """"linear" lets `clip_epsilon` fall to 0 over the timesteps of the run."""
+    clip_value_epsilon: float | None = None
+    """How far a value may move per rollout before its gradient vanishes; None does not clip values."""
+    target_kl: float | None = None
+    """The rollout is done with when the policy has moved 1.5 times this far, in nats; None goes on."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "n_steps", "batch_size", "n_epochs")
+        check_positive(self, "clip_epsilon")
+        check_positive(self, "clip_value_epsilon", "target_kl", optional=True)
+
+
+class PPOAgent(OnPolicyAgent):
+    """Proximal policy optimisation (Schulman et al., 2017), for continuous and discrete actions."""
+
+    agent_type: ClassVar[str] = "ppo"
+    description: ClassVar[str] = "Proximal Policy Optimization - stable on-policy algorithm"
+    config_class: ClassVar[type[AgentConfig]] = PPOConfig
+    config: PPOConfig
+
+    def _new_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        # ε as in the reference code, a thousand times Adam's own.
+        return Adam(parameters, self.config.learning_rate, eps=1e-5, fused=True)
+
+    def update(self, experience: Experience, batch_size: int | None) -> dict[str, Tensor]:
+        """Take `n_epochs` passes of gradient steps over shuffled minibatches that cover the rollout."""
+        config = self.config
+        batch_size = batch_size or config.batch_size
+        clip = config.clip_epsilon * (1.0 - self.progress if config.clip_schedule == "linear" else 1.0)
+        clipping = torch.tensor(clip, device=self.device)
+        explained = explained_variance(experience.value, experience.value_target)
+        table, widths = _as_table(experience)
+        parts: list[Tensor] = []
+        for _ in range(config.n_epochs):
+            order = torch.randperm(len(table), generator=self.generator, device=self.device)
+            parts = []
+            for rows in torch.split(table.index_select(0, order), batch_size):
+                loss, figures = self._loss_step(rows.split_with_sizes(widths, 1), clipping)
+                if config.target_kl is not None and float(figures[3]) > 1.5 * config.target_kl:
+                    return self._figures([*parts, figures], explained)
+                parts.append(figures)
+                self.optimizer.zero_grad()
+                loss.backward()
+                clip_gradients(self._parameters, config.max_grad_norm)
+                self.optimizer.step()
+                self.num_updates += 1
+        return self._figures(parts, explained)
+
+    def _figures(self, parts: list[Tensor], explained: Tensor) -> dict[str, Tensor]:
+        """Means over the minibatches of the last epoch."""
+        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+        means = torch.stack(parts).mean(0).unbind()
+        return dict(zip(names, means, strict=True)) | {"explained_variance": explained}
+
+    def _loss(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """The clipped surrogate, value error and entropy (equations 7 and 9); arguments: columns of the table, ε."""
+        config, (columns, clip) = self.config, arguments
+        observation, action, log_prob_then, value_then, advantage, value_target, *rest = columns
+        log_prob, entropy, value = self._evaluate(observation, action, rest[0] > 0.5 if rest else None)
+        advantage, value_target = advantage.squeeze(1), value_target.squeeze(1)
+        if config.normalize_advantages and len(advantage) > 1:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        log_ratio = log_prob - log_prob_then.squeeze(1)
+        ratio = log_ratio.exp()
+        # min(rA, clip(r, 1 − ε, 1 + ε)A) = min(rA, A + ε|A|), whatever the sign of A.
+        policy_loss = -torch.minimum(advantage * ratio, advantage + clip * advantage.abs()).mean()
+        value_loss = self._value_loss(value, value_then.squeeze(1), value_target)
+        entropy = entropy.mean()
+        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        with torch.no_grad():
+            approx_kl = (ratio - 1.0 - log_ratio).mean()  # Schulman (2020): unbiased, never negative.
+            clip_fraction = ((ratio - 1.0).abs() > clip).float().mean()
+            figures = torch.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
+        return loss, figures
+
+    def _value_loss(self, value: Tensor, value_then: Tensor, value_target: Tensor) -> Tensor:
+        error = (value - value_target).square()
+        epsilon = self.config.clip_value_epsilon
+        if epsilon is not None:
+            clipped = value_then + (value - value_then).clamp(-epsilon, epsilon)
+            error = torch.maximum(error, (clipped - value_target).square())
+        return error.mean()
+
+
+def _as_table(experience: Experience) -> tuple[Tensor, list[int]]:
+    """Pack an experience into one table of rows, so that a minibatch is one slice; returns it and its columns' widths."""
+    columns = [
+        experience.observation,
+        experience.action,
+        experience.log_prob[:, None],
+        experience.value[:, None],
+        experience.advantage[:, None],
+        experience.value_target[:, None],
+    ]
+    if experience.mask is not None:
+        columns.append(experience.mask.float())
+    return torch.cat(columns, 1), [column.shape[1] for column in columns]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DQNConfig(OffPolicyConfig):
+    """Hyperparameters of DQN. Dueling and double are on; n-step and prioritised replay are options."""
+
+    learning_rate: float = 1e-3
+    max_grad_norm: float | None = 10.0
+    tau: float = 1.0
+    """Share of the online network mixed into the target network at each target update; 1 copies it."""
+    target_update_interval: int = 1_000
+    """Timesteps between target updates."""
+    dueling: bool = True
+    """Whether values split into one of the state and advantages of choices (Wang et al., 2016)."""
+    double: bool = True
+    """Whether the online network chooses and the target network judges (van Hasselt et al., 2016)."""
+    n_step_targets: int = 1
+    """Rewards summed before a target bootstraps (Sutton, 1988)."""
+    prioritized: bool = False
+    """Whether transitions are drawn in proportion to their error (Schaul et al., 2016)."""
+    priority_exponent: float = 0.6
+    """How much errors matter in drawing: 0 is uniform."""
+    importance_exponent: float = 0.4
+    """First exponent of the weights that make up for it; it rises to 1 over the timesteps of the run."""
+    epsilon_start: float = 1.0
+    """Share of random choices at first."""
+    epsilon_end: float = 0.05
+    """Share of random choices from `epsilon_fraction` on."""
+    epsilon_fraction: float = 0.1
+    """Share of the run's timesteps over which random choices grow rarer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share(self, "tau", "epsilon_fraction")
+        check_at_least_one(self, "target_update_interval", "n_step_targets")
+        check_fraction(self, "priority_exponent", "importance_exponent", "epsilon_start", "epsilon_end")
+
+
+class DQNAgent(OffPolicyAgent):
+    """Deep Q-learning (Mnih et al., 2015), for discrete actions; portfolios have a branch of choices per asset."""
+
+    agent_type: ClassVar[str] = "dqn"
+    description: ClassVar[str] = "Deep Q-Network - discrete action spaces"
+    config_class: ClassVar[type[AgentConfig]] = DQNConfig
+    learned: ClassVar[tuple[str, ...]] = ("network", "target_network", "optimizer")
+    config: DQNConfig
+
+    @property
+    def is_discrete(self) -> bool:
+        """True."""
+        return True
+
+    def _build(self) -> None:
+        config = self.config
+        self.network, self.target_network = (
+            BranchingQNetwork(
+                self._encoder(), config.widths, self.action_dim, activation=config.activation, dueling=config.dueling
+            ).to(self.device)
+            for _ in range(2)
+        )
+        self.target_network.requires_grad_(False).load_state_dict(self.network.state_dict())
+        self.optimizer = Adam(self.network.parameters(), config.learning_rate, fused=True)
+
+    def _prepare(self) -> None:
+        self._parameters = list(self.network.parameters())
+        self._target_parameters = list(self.target_network.parameters())
+        self._loss_step = self._compiled(self._loss)
+
+    @property
+    def epsilon(self) -> float:
+        """Share of random choices now."""
+        config = self.config
+        elapsed = min(self.progress / config.epsilon_fraction, 1.0)
+        return config.epsilon_start + elapsed * (config.epsilon_end - config.epsilon_start)
+
+    def deterministic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Return the most valuable legal choices; (batch, n_branches)."""
+        return _legal(self.network(observation, self.n_branches), action_mask).argmax(-1)
+
+    def stochastic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Return the most valuable legal choices, in a share `epsilon` of the batch random ones."""
+        best = self.deterministic_policy(observation, action_mask)
+        n = len(observation)
+        # A draw for every account: one for the whole batch would make all explore in the same step.
+        explores = torch.rand((n, 1), generator=self.generator, device=self.device) < self.epsilon
+        random = uniform_choices(n, self.n_branches, self.action_dim, self.generator, self.device, action_mask)
+        return torch.where(explores, random, best)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one gradient step on the temporal-difference error."""
+        loss, error, value = self._loss_step(
+            batch.observation,
+            batch.action,
+            batch.reward,
+            batch.next_observation,
+            batch.terminated,
+            batch.discount,
+            batch.weight,
+            batch.next_mask,
+            self.n_branches,
+        )
+        self.optimizer.zero_grad()
+        loss.backward()
+        clip_gradients(self._parameters, self.config.max_grad_norm)
+        self.optimizer.step()
+        if batch.index is not None and self.replay is not None:
+            self.replay.update_priorities(batch.index, error)
+        return {"loss": loss.detach(), "q_mean": value, "epsilon": torch.tensor(self.epsilon)}
+
+    def _loss(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Huber error of every branch's choice against one target, the mean of the branches' best next values."""
+        observation, action, reward, next_observation, terminated, discount, weight, next_mask, n_branches = arguments
+        with torch.no_grad():
+            judged = self.target_network(next_observation, n_branches)  # (batch, n_branches, choices)
+            chooser = self.network(next_observation, n_branches) if self.config.double else judged
+            choice = _legal(chooser, next_mask).argmax(-1, keepdim=True)
+            next_value = judged.gather(-1, choice).squeeze(-1).mean(-1)
+            beyond = self.config.gamma if discount is None else discount
+            target = reward + beyond * (1.0 - terminated) * next_value  # (batch,)
+        values = self.network(observation, n_branches)
+        value = values.gather(-1, action.long().unsqueeze(-1)).squeeze(-1)  # (batch, n_branches)
+        target = target.unsqueeze(-1).expand_as(value)
+        losses = smooth_l1_loss(value, target, reduction="none").mean(-1)  # (batch,)
+        loss = losses.mean() if weight is None else (weight * losses).mean()
+        return loss, (value.detach() - target).abs().mean(-1), value.detach().mean()
+
+    def _new_replay(self, env: Any, mask_dim: int) -> ReplayBuffer:
+        config = self.config
+        return ReplayBuffer.for_env(
+            env,
+            config.buffer_size,
+            self.n_branches,
+            device=self.device,
+            n_steps=config.n_step_targets,
+            gamma=config.gamma,
+            prioritized=config.prioritized,
+            priority_exponent=config.priority_exponent,
+            mask_dim=mask_dim,
+        )
+
+    def _sample(self, batch_size: int) -> Batch:
+        assert self.replay is not None
+        first = self.config.importance_exponent
+        beta = first + self.progress * (1.0 - first)
+        return self._as_seen(self.replay.sample(batch_size, self.generator, beta=beta))
+
+    def _after_step(self, terminated: Tensor, truncated: Tensor) -> None:
+        """Update the target network when its interval is over."""
+        interval, before = self.config.target_update_interval, self.num_timesteps
+        if (before + len(terminated)) // interval > before // interval:
+            soft_update(self._target_parameters, self._parameters, self.config.tau)
+
+
+def _legal(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Put illegal choices out of reach; values (batch, n_branches, choices), mask (batch, action_dim)."""
+    return values if mask is None else values.masked_fill(~mask.view_as(values), -torch.inf)
+
+
+AGENTS: dict[str, type[BaseAgent]] = {
+    agent.agent_type: agent for agent in (PPOAgent, DQNAgent, SACAgent, TD3Agent, DDPGAgent, A2CAgent)
+}
 CONFIG_CLASSES: tuple[type, ...] = tuple(agent.config_class for agent in AGENTS.values())
 
 

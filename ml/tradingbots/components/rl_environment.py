@@ -13,7 +13,7 @@ import pandas as pd
 from gymnasium import spaces
 
 from ml.tradingbots.components.account import AccountState, PortfolioAccount, SingleAssetAccount
-from ml.tradingbots.components.action_space import action_dim, action_space, legal_target
+from ml.tradingbots.components.action_space import action_dim, action_space, idle_weights, legal_choices, legal_target
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import FeatureFunction, Market
 from ml.tradingbots.components.rewards import Outcome, create_reward
@@ -74,6 +74,13 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
     `bar`, `equity`, `weight` (a number for one asset, else (n_assets,)), `turnover` (fraction of equity before the trade), `costs` (currency) of the bar's fills, and `target_weight`, the legal target that the
     last action asked for (None: no order).
 
+    Discrete environments add `action_mask`, int8 (n_assets * 3,): per asset hold, buy and sell, 1 for legal. A masked choice
+    is one that is certain to trade nothing, so that it does what a hold does and the mask takes nothing away: selling while
+    flat where shorts are not allowed, and for one asset buying while fully invested (all of the equity in the asset; any
+    other weight drifts over the gap to the fill, and can be bought back to its target) or, where the data has no open, while
+    holding exactly what the choice would set. Hold is always legal. With `execution_delay` nothing is masked, because the
+    orders under way decide what is held when the next one is filled.
+
     ## Arguments
     `price_data`: a DataFrame that `Bars.from_frame` accepts, a `Bars`, or a `Market` to share. `config`: a `TradingEnvConfig`.
     `extra_features`: named functions of `Bars`, see `Market`.
@@ -114,6 +121,9 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
         self._end_bar = -1
         self._delay = self.config.execution_delay
         self._n_assets = self.market.n_assets
+        self._idle: FloatArray | None = None
+        if self.config.action_type == "discrete":
+            self._idle = idle_weights(self.config, self._n_assets, has_gap=self.market.bars.has_open)
 
     @property
     def observation_space_dim(self) -> int:
@@ -239,7 +249,7 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
 
     def _info(self) -> dict[str, Any]:
         account = self.account
-        return {
+        info = {
             "bar": self._bar,
             "equity": account.equity,
             "weight": account.weight,
@@ -247,6 +257,10 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
             "costs": account.costs,
             "target_weight": self._asked(),
         }
+        if self._idle is not None:
+            weight = account.weight if self._n_assets == 1 else np.reshape(account.weight, (-1, 1))
+            info["action_mask"] = legal_choices(weight, self._idle).ravel().view(np.int8)
+        return info
 
     def _asked(self) -> Any:
         """Return the last target with None for no order: NaN equals nothing, and Gymnasium's checker compares infos."""

@@ -3,73 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Adam
 
-from ml.tradingbots.components.base_agent import OffPolicyAgent
+from ml.tradingbots.components.agent_config import OffPolicyConfig, check_gsde, check_positive, check_share
 from ml.tradingbots.components.buffers import Batch
-from ml.tradingbots.components.config_checks import check_field_types
-from ml.tradingbots.components.networks import SquashedGaussianActor, TwinCritic, soft_update
-
-# Far beyond what learns from prices: a digit too many must be a message, not a machine without memory.
-MAX_HIDDEN_DIM = 65_536
-MAX_LAYERS = 64
+from ml.tradingbots.components.exploration import StateDependentNoise
+from ml.tradingbots.components.networks import Body, Critic, SquashedGaussianActor, clip_gradients, soft_update
+from ml.tradingbots.components.off_policy import OffPolicyAgent
 
 
 @dataclass(frozen=True, kw_only=True)
-class SACConfig:
+class SACConfig(OffPolicyConfig):
     """Hyperparameters of SAC. Defaults follow the paper unless a comment says otherwise."""
 
-    hidden_dim: int = 256
-    """Width of every hidden layer."""
-    n_layers: int = 2
-    """Hidden layers of actor and critics."""
-    learning_rate: float = 3e-4
-    """Adam step size of actor, critics and temperature."""
-    gamma: float = 0.99
-    """Discount per environment step, in [0, 1)."""
     tau: float = 0.005
     """Share of the online critics mixed into the target critics per update."""
-    buffer_size: int = 1_000_000
-    """Transitions kept in the replay memory."""
-    batch_size: int = 256
-    """Transitions per gradient step."""
-    learning_starts: int = 1_000
-    """Environment timesteps of uniformly random actions before the first gradient step."""
-    train_freq: int = 1
-    """Vector steps between blocks of gradient steps."""
-    gradient_steps: int = 1
-    """Gradient steps per block."""
     auto_alpha: bool = True
     """Whether the temperature is tuned to hold the policy's entropy at `target_entropy`."""
     alpha: float = 1.0
     """Temperature: its first value when it is tuned, its only value otherwise. In units of (scaled) reward."""
     target_entropy: float | None = None
     """Entropy the temperature aims at, in nats over [−1, 1] actions; None is −action_dim, as in the paper."""
+    gsde: bool = False
+    """Whether exploration noise depends on the state and stays for a while (Raffin et al., 2021)."""
+    gsde_sample_freq: int = -1
+    """Vector steps between draws of that noise; −1 draws once per `train_freq`."""
+    log_std_init: float = -3.0
+    """First logarithm of the standard deviation of that noise's matrix; used with `gsde` only."""
 
     def __post_init__(self) -> None:
-        check_field_types(self)
-        if not 0.0 <= self.gamma < 1.0:
-            raise ValueError(f"gamma must be in [0, 1), got {self.gamma}")
-        if not 0.0 < self.tau <= 1.0:
-            raise ValueError(f"tau must be in (0, 1], got {self.tau}")
-        for name in ("learning_rate", "alpha"):
-            if not getattr(self, name) > 0.0:
-                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        for name in ("hidden_dim", "n_layers", "buffer_size", "batch_size", "train_freq", "gradient_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, most in (("hidden_dim", MAX_HIDDEN_DIM), ("n_layers", MAX_LAYERS)):
-            if getattr(self, name) > most:
-                raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)}")
-        if not 0 <= self.learning_starts <= self.buffer_size:
-            raise ValueError(
-                f"learning_starts ({self.learning_starts}) must be between 0 and buffer_size ({self.buffer_size}): "
-                "beyond it the first transitions would be overwritten before they are learned from"
-            )
+        super().__post_init__()
+        check_share(self, "tau")
+        check_positive(self, "alpha")
+        check_gsde(self)
 
 
 class SACAgent(OffPolicyAgent):
@@ -77,56 +47,75 @@ class SACAgent(OffPolicyAgent):
 
     agent_type: ClassVar[str] = "sac"
     description: ClassVar[str] = "Soft Actor-Critic - state-of-the-art for continuous control"
-    config_class: ClassVar[type] = SACConfig
+    config_class: ClassVar[type[OffPolicyConfig]] = SACConfig
+    learned: ClassVar[tuple[str, ...]] = (
+        "actor",
+        "critic",
+        "critic_target",
+        "log_alpha",
+        "actor_optimizer",
+        "critic_optimizer",
+        "alpha_optimizer",
+    )
     config: SACConfig
+    noise: StateDependentNoise | None = None
 
     def _build(self) -> None:
         config = self.config
-        shape = (self.state_dim, self.action_dim, config.hidden_dim, config.n_layers)
-        self.actor = SquashedGaussianActor(*shape).to(self.device)
-        self.critic = TwinCritic(*shape).to(self.device)
-        self.critic_target = TwinCritic(*shape).to(self.device).requires_grad_(False)
-        self.critic_target.load_state_dict(self.critic.state_dict())
+        body = Body(self._encoder(), config.widths, config.activation)
+        self.actor = SquashedGaussianActor(
+            body, self.action_dim, gsde=config.gsde, log_std_init=config.log_std_init
+        ).to(self.device)
+        self.critic, self.critic_target = (
+            Critic(self._encoder(), self.action_dim, config.widths, activation=config.activation, n_critics=2).to(
+                self.device
+            )
+            for _ in range(2)
+        )
+        self.critic_target.requires_grad_(False).load_state_dict(self.critic.state_dict())
         self.log_alpha = torch.tensor(config.alpha, device=self.device).log().requires_grad_(config.auto_alpha)
         self.target_entropy = -float(self.action_dim) if config.target_entropy is None else config.target_entropy
         # Fused Adam must be asked for on a CPU, where the default is a Python loop over parameters.
         self.actor_optimizer = Adam(self.actor.parameters(), config.learning_rate, fused=True)
         self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate, fused=True)
         self.alpha_optimizer = Adam([self.log_alpha], config.learning_rate, fused=True)
+
+    def _prepare(self) -> None:
         self._actor_parameters = list(self.actor.parameters())
         self._critic_parameters = list(self.critic.parameters())
         self._target_parameters = list(self.critic_target.parameters())
+        self._critic_step = self._compiled(self._critic_loss)
+        self._actor_step = self._compiled(self._actor_loss)
 
-    def _policy(self, observation: Tensor, deterministic: bool) -> Tensor:
-        if deterministic:
-            return self.actor.deterministic(observation)
-        return self.actor.sample(observation, self.generator)[0]
+    def deterministic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Return the squashed mean; (batch, action_dim)."""
+        return self.actor.deterministic(observation)
+
+    def stochastic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
+        """Draw actions; (batch, action_dim)."""
+        return self.actor.sample(observation, self._normal(len(observation)))[0]
+
+    def _normal(self, batch: int) -> Tensor:
+        return torch.randn((batch, self.action_dim), generator=self.generator, device=self.device)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one gradient step on critics, actor and temperature, in the order of the paper's algorithm 1."""
         config = self.config
         alpha = self.log_alpha.detach().exp()
 
-        # Critics: soft Bellman targets. Truncated transitions bootstrap; only terminated ones do not.
-        with torch.no_grad():
-            next_action, next_log_prob = self.actor.sample(batch.next_observation, self.generator)
-            next_value = self.critic_target(batch.next_observation, next_action).amin(0) - alpha * next_log_prob
-            target = batch.reward + config.gamma * (1.0 - batch.terminated) * next_value  # (batch,)
-        value = self.critic(batch.observation, batch.action)  # (2, batch)
-        critic_loss = 0.5 * (value - target).square().mean(1).sum()
+        critic_loss, value = self._critic_step(batch, alpha, self._normal(len(batch.reward)))
         self.critic_optimizer.zero_grad()
         critic_loss.backward(inputs=self._critic_parameters)
+        clip_gradients(self._critic_parameters, config.max_grad_norm)
         self.critic_optimizer.step()
 
-        # Actor: the reparameterised policy climbs the smaller critic plus its entropy.
-        action, log_prob = self.actor.sample(batch.observation, self.generator)
-        actor_loss = (alpha * log_prob - self.critic(batch.observation, action).amin(0)).mean()
+        actor_loss, entropy = self._actor_step(batch.observation, alpha, self._normal(len(batch.reward)))
         self.actor_optimizer.zero_grad()
         actor_loss.backward(inputs=self._actor_parameters)  # No gradient is spent on the critics.
+        clip_gradients(self._actor_parameters, config.max_grad_norm)
         self.actor_optimizer.step()
 
         # Temperature: rises while the policy's entropy is below its target.
-        entropy = -log_prob.detach().mean()
         if config.auto_alpha:
             self.log_alpha.grad = entropy - self.target_entropy
             self.alpha_optimizer.step()
@@ -137,28 +126,45 @@ class SACAgent(OffPolicyAgent):
             "actor_loss": actor_loss.detach(),
             "alpha": alpha,
             "entropy": entropy,
-            "q_mean": value.detach().mean(),
+            "q_mean": value,
         }
 
-    def learned_state(self) -> dict[str, Any]:
-        """Return networks, temperature and optimisers."""
-        return {
-            "actor": self.actor.state_dict(),
-            "critic": self.critic.state_dict(),
-            "critic_target": self.critic_target.state_dict(),
-            "log_alpha": self.log_alpha.detach().clone(),
-            "actor_optimizer": self.actor_optimizer.state_dict(),
-            "critic_optimizer": self.critic_optimizer.state_dict(),
-            "alpha_optimizer": self.alpha_optimizer.state_dict(),
-        }
-
-    def load_learned_state(self, state: dict[str, Any]) -> None:
-        """Take over networks, temperature and optimisers."""
-        self.actor.load_state_dict(state["actor"])
-        self.critic.load_state_dict(state["critic"])
-        self.critic_target.load_state_dict(state["critic_target"])
+    def _critic_loss(self, batch: Batch, alpha: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Soft Bellman error; truncated transitions bootstrap, only terminated ones do not."""
         with torch.no_grad():
-            self.log_alpha.copy_(state["log_alpha"])  # In place: the optimiser holds this very tensor.
-        self.actor_optimizer.load_state_dict(state["actor_optimizer"])
-        self.critic_optimizer.load_state_dict(state["critic_optimizer"])
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+            next_action, next_log_prob = self.actor.sample(batch.next_observation, noise)
+            next_value = self.critic_target(batch.next_observation, next_action).amin(0) - alpha * next_log_prob
+            target = batch.reward + self.config.gamma * (1.0 - batch.terminated) * next_value  # (batch,)
+        value = self.critic(batch.observation, batch.action)  # (2, batch)
+        return 0.5 * (value - target).square().mean(1).sum(), value.detach().mean()
+
+    def _actor_loss(self, observation: Tensor, alpha: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The reparameterised policy climbs the smaller critic plus its entropy."""
+        action, log_prob = self.actor.sample(observation, noise)
+        loss = (alpha * log_prob - self.critic(observation, action).amin(0)).mean()
+        return loss, -log_prob.detach().mean()
+
+    # State-dependent exploration: one matrix per account, drawn anew now and then.
+
+    def _begin_exploring(self, n_envs: int) -> None:
+        if self.config.gsde:
+            self.noise = StateDependentNoise(n_envs, self.actor.body.output_dim, self.action_dim, self.device)
+            self.noise.renew(self.generator)
+
+    def _before_step(self, vector_step: int) -> None:
+        config = self.config
+        period = config.train_freq if config.gsde_sample_freq == -1 else config.gsde_sample_freq
+        if self.noise is not None and vector_step % period == 0:
+            self.noise.renew(self.generator)
+
+    def _exploring_policy(self, observation: Tensor, mask: Tensor | None) -> Tensor:
+        if self.noise is None:
+            return self.stochastic_policy(observation)
+        return self.actor.explore(observation, self.noise.matrices)
+
+    def _exploration_state(self) -> dict[str, Tensor]:
+        return {} if self.noise is None else {"matrices": self.noise.matrices}
+
+    def _load_exploration_state(self, state: dict[str, Tensor]) -> None:
+        if self.noise is not None:
+            self.noise.matrices = state["matrices"].to(self.device)

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # What Python and torch raise on contents that make no sense: never let out as they are. OSError and programming errors of
 # ours are not among them, except where damaged contents cause the same kind.
@@ -264,10 +264,11 @@ def check_like(value: Any, template: Any, where: str, *, finite: bool = True) ->
         raise ValueError(f"{where} must be a {type(template).__name__}, it is a {type(value).__name__}")
 
 
-def check_optimizer(value: Any, optimizer: torch.optim.Optimizer, where: str) -> None:
+def check_optimizer(value: Any, optimizer: torch.optim.Optimizer, where: str, *, any_rate: bool = False) -> None:
     """Check that an optimiser's state read from a file is one that `optimizer` can go on from.
 
-    Settings that the version of torch that wrote it did not know are filled in.
+    Settings that the version of torch that wrote it did not know are filled in. With `any_rate` the step size may be any
+    that a falling schedule passes.
 
     Raises:
         ValueError: it is for other parameters or other hyperparameters, or not finite.
@@ -280,6 +281,8 @@ def check_optimizer(value: Any, optimizer: torch.optim.Optimizer, where: str) ->
     for group, ours in zip(value["param_groups"], own["param_groups"], strict=True):
         for name in ours.keys() - {"params", "lr"}:
             group.setdefault(name, ours[name])
+        if any_rate and type(group["lr"]) is float and 0.0 <= group["lr"] <= ours["lr"]:
+            ours["lr"] = group["lr"]
         for name in ours:
             if type(group[name]) is not type(ours[name]) or group[name] != ours[name]:
                 raise ValueError(f"{where}: {name} is {shown(group[name])}, the config makes it {shown(ours[name])}")

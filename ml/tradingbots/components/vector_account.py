@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import Market
+from ml.tradingbots.components.vector_restart import Restarting
 from ml.tradingbots.core.accounting import (
     carry,
     carry_portfolio,
@@ -48,27 +49,28 @@ class VectorAccount:
         # Without discrete holds, delays or NaN actions from outside, orders are always sent; a hold is a NaN target.
         self.reset()
 
-    def reset(self, rows: Tensor | None = None) -> None:
-        """Start flat with the initial balance; all accounts, or those at `rows`."""
-        if rows is None:
-            balance = float(self.config.initial_balance)
-            self.equity = torch.full((self.n_accounts,), balance, dtype=torch.float64, device=self.device)
-            self.peak_equity = self.equity.clone()
-            self.weight = torch.zeros(self._shape, dtype=torch.float64, device=self.device)
-            self.basis = torch.ones_like(self.weight)
-            self.drawdown = torch.zeros_like(self.equity)
-            self.growth = torch.ones_like(self.equity)
-            self.turnover = torch.zeros_like(self.equity)
-            self.costs = torch.zeros_like(self.equity)
-            nan = torch.full_like(self.weight, torch.nan)
-            self._under_way = [nan.clone() for _ in range(self.config.execution_delay)]
-            return
-        self.equity = self.equity.index_fill(0, rows, self.config.initial_balance)
-        self.peak_equity = self.peak_equity.index_fill(0, rows, self.config.initial_balance)
-        self.weight = self.weight.index_fill(0, rows, 0.0)
-        self.basis = self.basis.index_fill(0, rows, 1.0)
-        self.drawdown = self.drawdown.index_fill(0, rows, 0.0)
-        self._under_way = [order.index_fill(0, rows, torch.nan) for order in self._under_way]
+    def reset(self) -> None:
+        """Start flat with the initial balance."""
+        balance = float(self.config.initial_balance)
+        self.equity = torch.full((self.n_accounts,), balance, dtype=torch.float64, device=self.device)
+        self.peak_equity = self.equity.clone()
+        self.weight = torch.zeros(self._shape, dtype=torch.float64, device=self.device)
+        self.basis = torch.ones_like(self.weight)
+        self.drawdown = torch.zeros_like(self.equity)
+        self.growth = torch.ones_like(self.equity)
+        self.turnover = torch.zeros_like(self.equity)
+        self.costs = torch.zeros_like(self.equity)
+        nan = torch.full_like(self.weight, torch.nan)
+        self._under_way = [nan.clone() for _ in range(self.config.execution_delay)]
+
+    def restart(self, accounts: Restarting) -> None:
+        """Start some accounts anew; what the bar just walked did to them (`growth`, `turnover`, `costs`) stays."""
+        self.equity = accounts.fill(self.equity, self.config.initial_balance)
+        self.peak_equity = accounts.fill(self.peak_equity, self.config.initial_balance)
+        self.weight = accounts.fill(self.weight, 0.0)
+        self.basis = accounts.fill(self.basis, 1.0)
+        self.drawdown = accounts.fill(self.drawdown, 0.0)
+        self._under_way = [accounts.fill(order, torch.nan) for order in self._under_way]
 
     def advance(self, bar: Tensor, target: Tensor) -> None:
         """Walk every account from the close of its `bar` to the next; `target` is NaN where no order is sent."""

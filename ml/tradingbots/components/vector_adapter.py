@@ -7,7 +7,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Tensor
 
@@ -55,6 +57,12 @@ class TensorVectorEnv(VectorEnv[Tensor, Tensor, Any]):
     """A NumPy vector environment with SAME_STEP autoreset, as tensors; sums rewards per episode.
 
     `infos["final_obs"]` is a tensor (n_envs, obs_dim) that holds every account's observation before any reset.
+
+    Discrete and MultiDiscrete spaces take integer tensors (n_envs,) or (n_envs, n). Where the copies put Gymnasium's
+    `action_mask` into their infos (an array, or a tuple of arrays, one 0 or 1 per choice; MultiDiscrete end to end),
+    `action_mask()` and `infos["action_mask"]` are bool tensors (n_envs, n_choices) of the observations returned, and
+    `infos["next_action_mask"]` is the one before any reset. Where a copy gives none, or leaves no choice at all (as games do
+    when they are over), everything is legal.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so.
@@ -74,22 +82,30 @@ class TensorVectorEnv(VectorEnv[Tensor, Tensor, Any]):
                 f"observations must be flat vectors, got {env.single_observation_space}; wrap FlattenObservation"
             )
         self._seed: int | None = seed
-        self._discrete = isinstance(env.single_action_space, gymnasium.spaces.Discrete)
+        self._choices = _choices(env.single_action_space)
+        self._n_choices = sum(self._choices)
+        self._action_mask: Tensor | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         """Start an episode in every copy; the first reset uses the seed given at construction."""
         chosen = seed if seed is not None else self._seed
         self._seed = None
-        observation, _ = self.env.reset(seed=chosen, options=options)
+        observation, infos = self.env.reset(seed=chosen, options=options)
         self._reward_sum = np.zeros(self.num_envs)
         self._length = np.zeros(self.num_envs)
-        return self._tensor(observation), {}
+        self._action_mask = self._mask(infos)
+        ours = {} if self._action_mask is None else {"action_mask": self._action_mask}
+        return self._tensor(observation), ours
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Step every copy."""
-        action = actions.cpu().numpy()
-        if not self._discrete:
-            action = action.astype(self.env.single_action_space.dtype, copy=False)
+        """Step every copy.
+
+        Raises:
+            ValueError: a discrete environment was given actions that are no integers.
+        """
+        if self._n_choices and (actions.is_floating_point() or actions.dtype is torch.bool):
+            raise ValueError(f"discrete actions must be an integer tensor, got {actions.dtype}")
+        action = actions.cpu().numpy().astype(self.env.single_action_space.dtype, copy=False)
         observation, reward, terminated, truncated, infos = self.env.step(action)
         self._reward_sum += reward
         self._length += 1.0
@@ -110,13 +126,52 @@ class TensorVectorEnv(VectorEnv[Tensor, Tensor, Any]):
             }
             self._reward_sum[done] = 0.0
             self._length[done] = 0.0
+        ours |= self._masks(infos, done)
         flags = torch.as_tensor(terminated, device=self.device), torch.as_tensor(truncated, device=self.device)
         return after, self._tensor(reward), *flags, ours
+
+    def action_mask(self) -> Tensor | None:
+        """Legal choices at the present observations, bool (n_envs, n_choices); None where the copies say nothing."""
+        return self._action_mask
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the copies."""
         self.env.close(**kwargs)
 
+    def _masks(self, infos: dict[str, Any], done: npt.NDArray[np.bool_]) -> dict[str, Tensor]:
+        """Return the masks of one step: of the observations returned, and of those before any reset."""
+        self._action_mask = after = self._mask(infos)
+        final = self._mask(infos.get("final_info", {}))
+        if after is None and final is None:
+            return {}
+        anything = torch.ones(self.num_envs, self._n_choices, dtype=torch.bool, device=self.device)
+        after, final = anything if after is None else after, anything if final is None else final
+        ended = torch.as_tensor(done, device=self.device)[:, None]
+        self._action_mask = after
+        return {"action_mask": after, "next_action_mask": torch.where(ended, final, after)}
+
+    def _mask(self, infos: dict[str, Any]) -> Tensor | None:
+        """Return the masks in the infos of a NumPy vector environment, all true for a copy that gave none."""
+        if "action_mask" not in infos or not self._n_choices:
+            return None
+        legal = np.ones((self.num_envs, self._n_choices), dtype=np.bool_)
+        for row in np.flatnonzero(infos["_action_mask"]):
+            mask = infos["action_mask"][row]
+            mask = np.concatenate(mask) if isinstance(mask, tuple) else np.ravel(mask)
+            if len(mask) != self._n_choices:
+                raise ValueError(f"action_mask must have {self._n_choices} entries, one per choice; got {len(mask)}")
+            legal[row] = mask != 0
+        for dimension in np.split(legal, np.cumsum(self._choices)[:-1], axis=1):
+            dimension[~dimension.any(1)] = True
+        return torch.as_tensor(legal, device=self.device)
+
     def _tensor(self, values: Any) -> Tensor:
         # A copy: SyncVectorEnv writes its next observations into the same array.
         return torch.tensor(np.asarray(values), dtype=torch.float32, device=self.device)
+
+
+def _choices(space: spaces.Space[Any]) -> list[int]:
+    """Return how many choices each dimension of a discrete space has; nothing for other spaces."""
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    return [int(n) for n in space.nvec.ravel()] if isinstance(space, spaces.MultiDiscrete) else []

@@ -17,11 +17,12 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from ml.tradingbots.components.account import GROWTH_FLOOR
-from ml.tradingbots.components.action_space import N_CHOICES, action_dim, action_space
+from ml.tradingbots.components.action_space import N_CHOICES, action_dim, action_space, idle_weights, legal_choices
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import FeatureFunction, Market
 from ml.tradingbots.components.rewards import Outcome, create_reward
 from ml.tradingbots.components.vector_account import VectorAccount
+from ml.tradingbots.components.vector_restart import Restarting, RestartingByFlag, RestartingByIndex
 from ml.tradingbots.data.bars import Bars
 
 CHOICE_TYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -40,6 +41,10 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
     `infos["next_bar"]` and `infos["next_account"]` where each stood before any reset, and `gather(bar, account)` rebuilds
     observations from them.
 
+    Discrete environments have action masks as in `TradingEnvironment`, bool (n_envs, n_assets * 3): `action_mask()` and
+    `infos["action_mask"]` (of `reset` and `step`) belong to the observation returned, `infos["next_action_mask"]` to
+    `infos["next_account"]` and `infos["final_obs"]`, before any reset.
+
     Args:
         price_data: a DataFrame that `Bars.from_frame` accepts, a `Bars`, or a `Market` to share.
         config: as for `TradingEnvironment`.
@@ -47,6 +52,10 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         device: where the tensors live.
         seed: of the generator of random starts; `reset(seed=...)` replaces it.
         extra_features: named functions of `Bars`, see `Market`.
+        synchronous: whether a step may look at values, which waits for the device. Where it may, choices are checked, and
+            ended episodes are in the infos of the steps that had any. Where it may not, those infos are always there
+            (`_episode` and `_final_obs` say which rows mean anything), fresh starts are drawn for all accounts at every step
+            by a generator on the device, and a choice out of range is the device's own error. None: true on the CPU only.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so.
@@ -63,6 +72,7 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         device: str | torch.device = "cpu",
         seed: int = 0,
         extra_features: Mapping[str, FeatureFunction] | None = None,
+        synchronous: bool | None = None,
     ) -> None:
         if n_envs < 1:
             raise ValueError(f"n_envs must be at least 1, got {n_envs}")
@@ -73,6 +83,7 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.market = market
         self.num_envs = n_envs
         self.device = torch.device(device)
+        self.synchronous = self.device.type == "cpu" if synchronous is None else synchronous
         self.reward_function = create_reward(self.config)
         self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (market.observation_dim,), np.float32)
         self.single_action_space = action_space(self.config, market.n_assets)
@@ -84,7 +95,11 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         # A window is a contiguous slice of the table, so all windows are one overlapping view of it: nothing is copied.
         self._windows = table.as_strided((rows - self.config.window_size + 1, market.window_dim), (row_dim, 1))
         self._window_offset = self.config.window_size - 1
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu" if self.synchronous else self.device).manual_seed(seed)
+        self._idle_weights: Tensor | None = None
+        if self.config.action_type == "discrete":
+            idle = idle_weights(self.config, market.n_assets, has_gap=market.bars.has_open)
+            self._idle_weights = torch.as_tensor(idle, device=self.device)
         self._started = False
         # Part of the indexed-observation protocol, which agents look for before the first reset.
         self.bar = torch.full((n_envs,), market.first_bar, dtype=torch.int64, device=self.device)
@@ -131,7 +146,8 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self._episode_start = bar.clone()
         self._started = True
         self._features = self.account.features()
-        return self.gather(self.bar, self._features), {}
+        mask = self.action_mask()
+        return self.gather(self.bar, self._features), {} if mask is None else {"action_mask": mask}
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Walk every account one bar."""
@@ -157,17 +173,30 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         features = account.features()
         observation = self.gather(bar, features)
         infos: dict[str, Any] = {"next_bar": bar, "next_account": features}
+        mask = self.action_mask()
+        if mask is not None:
+            infos["next_action_mask"] = infos["action_mask"] = mask
         self.bar = bar
-        if bool(done.any()):
+        if not self.synchronous or bool(done.any()):
             infos["final_obs"], infos["_final_obs"] = observation, done
             infos["episode"], infos["_episode"] = self._episode_summary(), done
-            observation, features = self._restart(done, observation, features)
+            accounts: Restarting = RestartingByIndex(done) if self.synchronous else RestartingByFlag(done)
+            observation, features = self._restart(accounts, observation, features)
+            if mask is not None:
+                infos["action_mask"] = self.action_mask()
         self._features = features
         return observation, reward.float(), terminated, truncated, infos
 
     def account_features(self) -> Tensor:
         """Account part of the present observations, after any reset; float32 (n_envs, account_dim)."""
         return self._features
+
+    def action_mask(self) -> Tensor | None:
+        """Legal choices at the present observations, bool (n_envs, n_assets * 3); None where actions are continuous."""
+        if self._idle_weights is None:
+            return None
+        legal: Tensor = legal_choices(self.account.weight[..., None], self._idle_weights)
+        return legal.flatten(1)
 
     def gather(self, bar: Tensor, account: Tensor) -> Tensor:
         """Rebuild observations from what identifies them.
@@ -200,6 +229,7 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             "sums": [value.clone() for value in self._sums],  # They are added to in place.
             "account": self.account.state_dict(),
             "generator": self._generator.get_state(),
+            "generator_device": self._generator.device.type,
             "market": self._fingerprint,
         }
 
@@ -221,7 +251,9 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self._memory = tuple(value.to(to) for value in state["memory"])
         self._sums = [value.to(to).clone() for value in state["sums"]]
         self.account.load_state_dict(state["account"])
-        self._generator.set_state(state["generator"].cpu())
+        # The generators of two kinds of device cannot take over each other's state; another device draws anew.
+        if state.get("generator_device", "cpu") == self._generator.device.type:
+            self._generator.set_state(state["generator"].cpu())
         self._started = True
         self._features = self.account.features()
         return self.gather(self.bar, self._features)
@@ -231,7 +263,8 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         if not self.config.random_start:
             return torch.full((n,), first, dtype=torch.int64, device=self.device)
         last = self.market.last_start(self.config.episode_length)
-        return torch.randint(first, last + 1, (n,), generator=self._generator).to(self.device)
+        generator = self._generator
+        return torch.randint(first, last + 1, (n,), generator=generator, device=generator.device).to(self.device)
 
     def _ends(self, bar: Tensor) -> Tensor:
         length = self.config.episode_length
@@ -244,7 +277,7 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         config, account = self.config, self.account
         if config.action_type == "discrete":
             self._check_choices(actions)
-            targets = account.choice_weights[actions.long()]  # Not as uint8, which would be read as a mask.
+            targets = account.choice_weights.index_select(0, actions.long().flatten()).view(actions.shape)
         else:
             expected = (self.num_envs, self.market.n_assets)
             if actions.shape != expected:
@@ -262,8 +295,7 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             raise ValueError(f"actions must have shape {expected}, {named}; got {tuple(actions.shape)}")
         if actions.dtype not in CHOICE_TYPES:
             raise ValueError(f"discrete actions must be an integer tensor, got {actions.dtype}")
-        # Elsewhere looking at the values would wait for the device, at every step.
-        if actions.device.type == "cpu":
+        if self.synchronous:
             low, high = actions.aminmax()
             if int(low) < 0 or int(high) >= N_CHOICES:
                 raise ValueError(f"actions must be 0 (hold), 1 (buy) or 2 (sell), got {int(low)} to {int(high)}")
@@ -292,20 +324,17 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             "log_growth": log_growth.clone(),
         }
 
-    def _restart(self, done: Tensor, observation: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _restart(self, accounts: Restarting, observation: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Begin a new episode in the accounts that are done."""
-        rows = done.nonzero().squeeze(1)
-        starts = self._draw_starts(len(rows))
-        self.bar = self.bar.index_copy(0, rows, starts)
-        self.end_bar = self.end_bar.index_copy(0, rows, self._ends(starts))
-        self._episode_start = self._episode_start.index_copy(0, rows, starts)
-        self.account.reset(rows)
+        starts = self._draw_starts(accounts.count)
+        self.bar = accounts.put(self.bar, starts)
+        self.end_bar = accounts.put(self.end_bar, self._ends(starts))
+        self._episode_start = accounts.put(self._episode_start, starts)
+        self.account.restart(accounts)
         self._memory = tuple(
-            value.index_fill(0, rows, initial)
+            accounts.fill(value, initial)
             for value, initial in zip(self._memory, self.reward_function.initial_memory, strict=True)
         )
-        for value in self._sums:
-            value.index_fill_(0, rows, 0.0)
-        features = features.index_copy(0, rows, self.account.features().index_select(0, rows))
-        fresh = self.gather(starts, features.index_select(0, rows))
-        return observation.index_copy(0, rows, fresh), features
+        self._sums = [accounts.fill(value, 0.0) for value in self._sums]
+        fresh = accounts.of(self.account.features())
+        return accounts.put(observation, self.gather(starts, fresh)), accounts.put(features, fresh)

@@ -40,7 +40,7 @@ def read_run(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     require_keys(
         training,
         path,
-        replay=(dict, type(None)),
+        memory=(dict, type(None)),
         environment_state=(dict, type(None)),
         callbacks=dict,
         counters=dict,

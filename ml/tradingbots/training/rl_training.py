@@ -297,14 +297,15 @@ class _Run:
             trained = type(self.agent)(
                 self.agent.state_dim, self.agent.action_dim, self.agent.config, device=str(self.agent.device)
             )
+            if not trained.is_built:
+                trained.bind(self.env)
             trained.load_state_dict(content, path=path)
-            trained.restore_replay(self.env, training["replay"])
+            trained.restore_memory(self.env, training["memory"])
         except CheckpointError:
             raise
         except DAMAGE as error:
             raise CheckpointError(f"{path} cannot be resumed here: {str(error)[:300]}") from error
-        self.agent.load_state_dict(content, path=path)
-        self.agent.replay = trained.replay
+        self.agent.take_over(trained)
         self.agent.scale_rewards = self.config.normalize_rewards
         self._offset = counters["offset"]
         state, metrics = self.state, self.metrics
@@ -328,7 +329,7 @@ class _Run:
             path,
             self.agent,
             {
-                "replay": self.agent.replay.state_dict() if self.agent.replay is not None else None,
+                "memory": self.agent.memory_state(),
                 "environment_state": self.env.state_dict() if stateful else None,
                 "callbacks": self.callbacks.state_dict(),
                 "counters": {

@@ -1,0 +1,99 @@
+"""Advantage Actor-Critic (Mnih et al., 2016, "Asynchronous Methods for Deep Reinforcement Learning"), synchronous."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ml.tradingbots.components.agent_config import AgentConfig, OnPolicyConfig, check_at_least_one, check_positive
+from ml.tradingbots.components.networks import clip_gradients
+from ml.tradingbots.components.on_policy import Experience, OnPolicyAgent
+from ml.tradingbots.components.optimizers import RMSpropInside
+
+
+@dataclass(frozen=True, kw_only=True)
+class A2CConfig(OnPolicyConfig):
+    """Hyperparameters of A2C. Defaults follow the paper unless a comment says otherwise."""
+
+    learning_rate: float = 7e-4
+    n_steps: int = 5
+    """Steps of every account per gradient step."""
+    gae_lambda: float = 1.0
+    normalize_advantages: bool = False
+    optimizer: Literal["rmsprop_inside", "rmsprop", "adam"] = "rmsprop_inside"
+    """"rmsprop_inside" divides by √(v + ε), as the paper and TensorFlow do; "rmsprop" by √v + ε, as PyTorch does: where
+    gradients are small, steps are up to 1/√ε smaller with the former."""
+    rms_decay: float = 0.99
+    """Share of the running mean of squared gradients that is kept per step."""
+    epsilon: float = 1e-5
+    """ε of the optimiser."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least_one(self, "n_steps")
+        check_positive(self, "epsilon")
+        if not 0.0 < self.rms_decay < 1.0:
+            raise ValueError(f"rms_decay must be in (0, 1), got {self.rms_decay}")
+
+
+class A2CAgent(OnPolicyAgent):
+    """Actor-critic that takes one gradient step per short rollout, for continuous and discrete actions."""
+
+    agent_type: ClassVar[str] = "a2c"
+    description: ClassVar[str] = "Advantage Actor-Critic - simpler synchronous variant of PPO"
+    config_class: ClassVar[type[AgentConfig]] = A2CConfig
+    config: A2CConfig
+
+    def _new_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+        config = self.config
+        if config.optimizer == "adam":
+            return torch.optim.Adam(parameters, config.learning_rate, eps=config.epsilon, fused=True)
+        if config.optimizer == "rmsprop":
+            # On a CPU the default is a Python loop over parameters.
+            return torch.optim.RMSprop(
+                parameters, config.learning_rate, alpha=config.rms_decay, eps=config.epsilon, foreach=True
+            )
+        return RMSpropInside(parameters, config.learning_rate, alpha=config.rms_decay, eps=config.epsilon)
+
+    def update(self, experience: Experience, batch_size: int | None) -> dict[str, Tensor]:
+        """Take one gradient step on the whole rollout.
+
+        Raises:
+            ValueError: a `batch_size` was asked for; A2C has no minibatches.
+        """
+        if batch_size is not None:
+            raise ValueError(
+                f"A2C learns from whole rollouts of n_steps × n_envs timesteps, it has no batch_size (got {batch_size}): leave "
+                "it None and set A2CConfig(n_steps=...) and RLTrainingConfig(n_envs=...)"
+            )
+        loss, parts = self._loss_step(experience)
+        self.optimizer.zero_grad()
+        loss.backward()
+        clip_gradients(self._parameters, self.config.max_grad_norm)
+        self.optimizer.step()
+        self.num_updates += 1
+        names = ("policy_loss", "value_loss", "entropy", "explained_variance")
+        return dict(zip(names, parts.unbind(), strict=True))
+
+    def _loss(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+        """Policy gradient, value error and entropy (section 4 of the paper); the arguments are one `Experience`."""
+        (experience,) = arguments
+        config = self.config
+        log_prob, entropy, value = self._evaluate(experience.observation, experience.action, experience.mask)
+        advantage = experience.advantage
+        if config.normalize_advantages:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        policy_loss = -(advantage * log_prob).mean()
+        value_loss = (value - experience.value_target).square().mean()
+        entropy = entropy.mean()
+        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        explained = explained_variance(experience.value, experience.value_target)
+        return loss, torch.stack([policy_loss, value_loss, entropy, explained]).detach()
+
+
+def explained_variance(value: Tensor, value_target: Tensor) -> Tensor:
+    """Share of the variance of the targets that the values explain: 1 − Var(target − value)/Var(target)."""
+    return 1.0 - (value_target - value).var() / value_target.var().clamp_min(1e-12)
