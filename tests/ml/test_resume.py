@@ -17,13 +17,13 @@ import pytest
 import torch
 
 from ml.tradingbots.components.env_config import TradingEnvConfig
-from ml.tradingbots.components.rl_agents import create_rl_agent, load_rl_agent
+from ml.tradingbots.components.rl_agents import AGENTS, create_rl_agent, load_rl_agent
 from ml.tradingbots.components.rl_environment import TradingEnvironment
-from ml.tradingbots.components.sac_agent import SACConfig
 from ml.tradingbots.components.serialization import CheckpointError
 from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.data.synthetic import autoregressive
 from ml.tradingbots.training.callbacks import (
+    Callback,
     CheckpointCallback,
     EarlyStoppingRLCallback,
     EvalCallback,
@@ -50,8 +50,31 @@ def market(n_assets=1, seed=1, **settings):
     return TradingEnvironment(prices(n_assets, seed), config)
 
 
-# Name, timesteps before the cut, settings of the market, of the agent and of the run. Three accounts, so that no number
-# of timesteps below divides the other by accident.
+# What every agent is made with, so small that it learns in milliseconds. Rollouts of 7 and 9 steps, so that none ends where
+# a run is cut.
+OFF_POLICY = {"hidden_dim": 8, "batch_size": 8, "learning_starts": 60, "buffer_size": 500}
+BASE = {
+    "sac": OFF_POLICY,
+    "td3": OFF_POLICY,
+    "ddpg": OFF_POLICY,
+    "dqn": OFF_POLICY | {"target_update_interval": 50},
+    "ppo": {"hidden_dim": 8, "n_steps": 9, "batch_size": 10, "n_epochs": 2},
+    "a2c": {"hidden_dim": 8, "n_steps": 7},
+}
+DISCRETE = {"action_type": "discrete"}
+LONG_ONLY = DISCRETE | {"allow_short": False}  # Where choices are masked.
+LINEAR = {"learning_rate_schedule": "linear"}
+STOPPED = {"stopped": True}
+
+
+def new_agent(agent_type, env, seed=5, **settings):
+    config = AGENTS[agent_type].config_class(**BASE[agent_type] | settings)
+    return create_rl_agent(agent_type, env.observation_space_dim, env.action_space_dim, config, seed=seed)
+
+
+# Name, timesteps before the cut, settings of the market, of the agent (`agent_type` chooses another than SAC) and of the
+# run. Three accounts, so that no number of timesteps below divides the other by accident. A run is cut by a smaller budget;
+# where something follows a schedule over the budget it is `stopped` on the way instead.
 SCENARIOS = {
     "one asset, mid-episode": (120, {}, {}, {}),
     "portfolio": (120, {"n_assets": 2}, {}, {}),
@@ -71,33 +94,71 @@ SCENARIOS = {
     "one batch size for the run": (120, {}, {}, {"batch_size": 5}),
     "a budget of episodes": (6, {}, {}, {"total_episodes": 12, "eval_frequency": 4}),
     "evaluations": (120, {}, {}, {"eval_frequency": 50}),
+    "sac with state-dependent noise": (129, {}, {"gsde": True, "gsde_sample_freq": 4, **LINEAR}, STOPPED),
+    "ppo, mid-rollout": (120, {}, {"agent_type": "ppo"}, {}),
+    "ppo, in the first rollout": (12, {}, {"agent_type": "ppo"}, {}),
+    "ppo, after a rollout": (108, {}, {"agent_type": "ppo"}, {}),
+    "ppo with choices": (120, LONG_ONLY, {"agent_type": "ppo", **DISCRETE}, {}),
+    "ppo with a portfolio of choices": (120, {"n_assets": 2, **LONG_ONLY}, {"agent_type": "ppo", **DISCRETE}, {}),
+    "ppo with state-dependent noise": (120, {}, {"agent_type": "ppo", "gsde": True, "gsde_sample_freq": 4}, {}),
+    "ppo with schedules": (120, {}, {"agent_type": "ppo", "clip_schedule": "linear", **LINEAR}, STOPPED),
+    "a2c": (120, {"n_assets": 2}, {"agent_type": "a2c"}, {}),
+    "a2c with choices and a schedule": (120, LONG_ONLY, {"agent_type": "a2c", **DISCRETE, **LINEAR}, STOPPED),
+    "dqn": (120, DISCRETE, {"agent_type": "dqn", "epsilon_fraction": 0.8}, STOPPED),
+    "dqn with long returns and priorities": (
+        120,
+        LONG_ONLY,
+        {"agent_type": "dqn", "n_step_targets": 3, "prioritized": True, "buffer_size": 90, **LINEAR},
+        STOPPED,
+    ),
+    "dqn with a portfolio of choices": (
+        120,
+        {"n_assets": 2, **LONG_ONLY},
+        {"agent_type": "dqn", "dueling": False, "tau": 0.1, "target_update_interval": 7},
+        STOPPED,
+    ),
+    "td3": (123, {"n_assets": 2}, {"agent_type": "td3", "policy_delay": 3}, {}),
+    "td3 with a schedule": (120, {}, {"agent_type": "td3", **LINEAR}, STOPPED),
+    "ddpg, noise mid-episode": (120, {}, {"agent_type": "ddpg", "noise_time_step": 1.0}, {}),
+    "ddpg with independent noise": (30, {}, {"agent_type": "ddpg", "exploration_noise": "gaussian"}, {}),
 }
 
 
-def pieces(name):
+class StopAt(Callback):
+    """Ends a run on its way, its budget unspent."""
+
+    def __init__(self, timesteps):
+        self.timesteps = timesteps
+
+    def on_step(self, state):
+        if self.timesteps is not None and state.num_timesteps >= self.timesteps:
+            state.request_stop("that is enough")
+
+
+def pieces(name, stop_at=None):
     """Everything that a run of a scenario is called with, made anew."""
     _, env_settings, agent_settings, run_settings = SCENARIOS[name]
     env = market(**env_settings)
-    agent_config = SACConfig(
-        **{"hidden_dim": 8, "batch_size": 8, "learning_starts": 60, "buffer_size": 500} | agent_settings
-    )
-    agent = create_rl_agent("sac", env.observation_space_dim, env.action_space_dim, agent_config, seed=5)
+    agent = new_agent(**{"agent_type": "sac", "env": env} | agent_settings)
     callbacks = [
         EarlyStoppingRLCallback(patience=40, window=3),
         TradingMetricsCallback(30),
         EvalCallback(market(**env_settings | {"seed": 7}), eval_freq=70),
+        StopAt(stop_at),
     ]
     return env, agent, callbacks, {"n_envs": 3, "log_frequency": 10, "progress": False, "seed": 2} | run_settings
 
 
-def run(name, folder, *, budget=None, resume_from=None):
-    """Run a scenario to its end, or to a smaller budget."""
-    env, agent, callbacks, settings = pieces(name)
+def run(name, folder, *, cut=None, resume_from=None):
+    """Run a scenario to its end, or to where it is cut."""
+    stops = "stopped" in SCENARIOS[name][3]
+    env, agent, callbacks, settings = pieces(name, stop_at=cut if stops else None)
+    settings.pop("stopped", None)
     unit = "total_episodes" if "total_episodes" in settings else "total_timesteps"
-    settings[unit] = budget or settings.get(unit, TOTAL)
+    settings[unit] = cut if cut and not stops else settings.get(unit, TOTAL)
     config = RLTrainingConfig(run_dir=str(folder), **settings)
-    metrics = train_rl_agent(agent, env, config, callbacks, resume_from=resume_from)
-    return metrics
+    train_rl_agent(agent, env, config, callbacks, resume_from=resume_from)
+    return agent
 
 
 def plain_contents(path):
@@ -144,7 +205,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("resume")
     for name, (cut, *_) in SCENARIOS.items():
         run(name, folder / slug(name) / "uninterrupted")
-        run(name, folder / slug(name) / "resumed", budget=cut)
+        run(name, folder / slug(name) / "resumed", cut=cut)
     subprocess.run([sys.executable, __file__, "resume", str(folder)], cwd=ROOT, check=True, timeout=300)
     return folder
 
@@ -176,11 +237,9 @@ def test_the_best_agent_of_a_resumed_run_is_that_of_an_uninterrupted_one(runs, n
     assert_same(found, expected)
 
 
-def small_run(folder, *, total, callbacks=(), resume_from=None, seed=1, n_envs=3, agent=None, **settings):
-    env = market(seed=seed)
-    if agent is None:
-        config = SACConfig(hidden_dim=8, batch_size=8, learning_starts=30, buffer_size=200)
-        agent = create_rl_agent("sac", env.observation_space_dim, 1, config, seed=5)
+def small_run(folder, *, total, callbacks=(), resume_from=None, seed=1, n_envs=3, agent=None, env=None, **settings):
+    env = market(seed=seed) if env is None else env
+    agent = new_agent("sac", env, learning_starts=30, buffer_size=200) if agent is None else agent
     run_settings = {"n_envs": n_envs, "log_frequency": 10, "progress": False} | settings
     config = RLTrainingConfig(total_timesteps=total, run_dir=str(folder) if folder else None, **run_settings)
     return agent, train_rl_agent(agent, env, config, list(callbacks), resume_from=resume_from)
@@ -234,29 +293,74 @@ def test_a_trained_agent_may_begin_another_run_and_resume_that(tmp_path):
 # --- What cannot be resumed
 
 
-def assert_resume_refused(path, match, **settings):
+# Agents whose memories differ; SAC is what the other tests are about. Market and agent settings.
+KINDS = {
+    "sac": ("sac", {}, {}),
+    "sac with gsde": ("sac", {}, {"gsde": True}),
+    "ddpg": ("ddpg", {}, {}),
+    "dqn": ("dqn", LONG_ONLY, {"prioritized": True}),
+    "ppo": ("ppo", {}, {}),
+    "ppo with gsde": ("ppo", {}, {"gsde": True}),
+    "a2c with choices": ("a2c", LONG_ONLY, DISCRETE),
+}
+
+
+def run_of(kind, seed):
+    """An agent of a kind, and its market."""
+    agent_type, env_settings, agent_settings = KINDS[kind]
+    env = market(**env_settings)
+    return new_agent(agent_type, env, seed, **agent_settings), env
+
+
+def assert_resume_refused(path, match, kind="sac", **settings):
     """Resuming is refused, and the agent is as it was."""
-    env = market()
-    config = SACConfig(hidden_dim=8, batch_size=8, learning_starts=30, buffer_size=200)
-    agent = create_rl_agent("sac", env.observation_space_dim, 1, config, seed=99)
+    agent, env = run_of(kind, seed=99)
     agent.bind(env.vectorize(1))
     before = agent.state_dict()
     with pytest.raises(CheckpointError, match=match) as raised:
-        small_run(None, total=120, resume_from=path, agent=agent, **settings)
+        small_run(None, total=120, resume_from=path, agent=agent, **{"env": env} | settings)
     assert str(path) in str(raised.value)
     assert_same(agent.state_dict(), before)
-    assert agent.replay is None
+    assert agent.memory_state() is None
 
 
 @pytest.fixture(scope="module")
-def saved_run(tmp_path_factory):
-    tmp_path = tmp_path_factory.mktemp("saved")
-    small_run(tmp_path, total=90)
-    return tmp_path / "checkpoints" / "last.pt"
+def saved_runs(tmp_path_factory):
+    """A saved run of every kind of agent, made when it is asked for."""
+    made = {}
+
+    def saved_run_of(kind):
+        if kind not in made:
+            folder = tmp_path_factory.mktemp("saved")
+            agent, env = run_of(kind, seed=5)
+            small_run(folder, total=90, agent=agent, env=env)
+            made[kind] = folder / "checkpoints" / "last.pt"
+        return made[kind]
+
+    return saved_run_of
+
+
+@pytest.fixture(scope="module")
+def saved_run(saved_runs):
+    return saved_runs("sac")
+
+
+def with_value(path, place, value):
+    """Write a copy of a run with another value at one place; returns its path."""
+    content = torch.load(path, weights_only=False)
+    target = content["training"]
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = value
+    damaged = path.with_name("damaged.pt")
+    torch.save(content, damaged)
+    return damaged
 
 
 def test_a_run_on_other_prices_is_refused(saved_run):
-    assert_resume_refused(saved_run, "trained on other prices or features; resume it with the same price_data", seed=3)
+    assert_resume_refused(
+        saved_run, "trained on other prices or features; resume it with the same price_data", env=market(seed=3)
+    )
 
 
 def test_a_run_with_another_number_of_accounts_is_refused(saved_run):
@@ -284,11 +388,7 @@ WRONG = ["wrong", None, 10**30, [1, "2"], {"wrong": 1}, float("nan"), torch.full
 @pytest.mark.parametrize(
     "place",
     [
-        ("replay",),
-        ("replay", "rows"),
-        ("replay", "bars"),
-        ("replay", "size"),
-        ("replay", "position"),
+        ("memory",),
         ("environment_state", "bar"),
         ("environment_state", "account"),
         ("environment_state", "account", "equity"),
@@ -315,7 +415,7 @@ WRONG = ["wrong", None, 10**30, [1, "2"], {"wrong": 1}, float("nan"), torch.full
 )
 def test_a_damaged_run_is_refused(saved_run, place):
     for value in WRONG:
-        if place == ("replay",) and value is None:
+        if place == ("memory",) and value is None:
             continue  # An agent without a memory.
         if place in [("pending",), ("losses",)] and value == {"wrong": 1}:
             continue  # A value by the name of "wrong".
@@ -323,14 +423,114 @@ def test_a_damaged_run_is_refused(saved_run, place):
             continue_if = (float, str, int, dict) if place[-1] == 0 else (float, int, str)
             if isinstance(value, continue_if):
                 continue  # Numbers and text by name: what a row is.
-        content = torch.load(saved_run, weights_only=False)
+        assert_resume_refused(with_value(saved_run, place, value), None)
+
+
+def places_in(content, prefix):
+    """Every place under some entry, containers included, it too."""
+    yield prefix
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from places_in(value, (*prefix, key))
+        else:
+            yield (*prefix, key)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wrong_or_missing_value_anywhere_in_what_an_agent_remembers_is_refused(saved_runs, kind):
+    path = saved_runs(kind)
+    memory = torch.load(path, weights_only=False)["training"]["memory"]
+    places = list(places_in(memory, ("memory",)))[1:]
+    assert len(places) >= 6
+    for place in places:
+        for value in WRONG[::2]:
+            assert_resume_refused(with_value(path, place, value), None, kind)
+        if place[-1] == "next_masks":
+            continue  # A memory of an environment that masks nothing.
+        content = torch.load(path, weights_only=False)
         target = content["training"]
         for key in place[:-1]:
             target = target[key]
-        target[place[-1]] = value
-        damaged = saved_run.with_name("damaged.pt")
+        del target[place[-1]]
+        damaged = path.with_name("damaged.pt")
         torch.save(content, damaged)
-        assert_resume_refused(damaged, None)
+        assert_resume_refused(damaged, None, kind)
+
+
+def changed(tensor, value):
+    """A copy of a tensor with one value in it changed, in its first row."""
+    copy = tensor.clone()
+    copy.view(len(copy), -1)[0, 0] = value
+    return copy
+
+
+# What has the right type and shape and could not be so: tensors as functions of the saved ones.
+IMPOSSIBLE = {
+    "a bar before the first": ("ppo", "rollouts.tensors.bar", lambda bar: changed(bar, -1)),
+    "a bar whose window begins before the data": ("ppo", "rollouts.tensors.bar", lambda bar: changed(bar, 1)),
+    "a bar after the last": ("ppo", "rollouts.tensors.bar", lambda bar: changed(bar, 10_000)),
+    "a choice that there is not": ("a2c with choices", "rollouts.tensors.action", lambda action: changed(action, 3.0)),
+    "a negative choice": ("a2c with choices", "rollouts.tensors.action", lambda action: changed(action, -1.0)),
+    "half a choice": ("a2c with choices", "rollouts.tensors.action", lambda action: changed(action, 0.5)),
+    "infinite reward": ("ppo", "rollouts.tensors.reward", lambda reward: changed(reward, torch.inf)),
+    "undefined observation": ("ppo", "rollouts.tensors.key", lambda key: changed(key, torch.nan)),
+    "masks of more choices": (
+        "a2c with choices",
+        "rollouts.tensors.mask",
+        lambda mask: torch.ones((*mask.shape[:2], 4), dtype=torch.bool),
+    ),
+    "masks of 300 GB": (
+        "a2c with choices",
+        "rollouts.tensors.mask",
+        lambda mask: torch.ones(1, dtype=torch.bool).expand(*mask.shape[:2], 10**10),
+    ),
+    "a rollout that is full": ("ppo", "rollouts.position", lambda position: 9),
+    "a negative position": ("ppo", "rollouts.position", lambda position: -1),
+    "position True": ("ppo", "rollouts.position", lambda position: True),
+    "infinite sum of rewards": ("ppo", "totals", lambda totals: changed(totals, torch.inf)),
+    "undefined noise": ("ppo with gsde", "exploration.matrices", lambda matrices: changed(matrices, torch.nan)),
+    "undefined noise of a sac agent": (
+        "sac with gsde",
+        "exploration.matrices",
+        lambda matrices: changed(matrices, torch.nan),
+    ),
+    "undefined noise of a ddpg agent": ("ddpg", "exploration.value", lambda value: changed(value, torch.nan)),
+    "a remembered choice that there is not": ("dqn", "replay.rows", lambda rows: with_column(rows, -3, 3.0)),
+    "a priority of nothing": ("dqn", "replay.priorities", lambda priorities: changed(priorities, 0.0)),
+    "masks of other widths": ("dqn", "replay.next_masks", lambda masks: torch.ones((len(masks), 4), dtype=torch.bool)),
+    "masks of 900 GB": (
+        "dqn",
+        "replay.next_masks",
+        lambda masks: torch.ones(1, dtype=torch.bool).expand(len(masks), 10**10),
+    ),
+}
+
+
+def with_column(rows, column, value):
+    copy = rows.clone()
+    copy[:, column] = value
+    return copy
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE)
+def test_what_an_agent_cannot_remember_is_refused(saved_runs, name):
+    kind, place, change = IMPOSSIBLE[name]
+    path, keys = saved_runs(kind), ("memory", *place.split("."))
+    value = torch.load(path, weights_only=False)["training"]
+    for key in keys:
+        value = value[key]
+    assert_resume_refused(with_value(path, keys, change(value)), None, kind)
+
+
+def test_the_memory_of_another_number_of_steps_is_refused(saved_runs):
+    path = saved_runs("ppo")
+    content = torch.load(path, weights_only=False)
+    tensors = content["training"]["memory"]["rollouts"]["tensors"]
+    for name, tensor in tensors.items():
+        tensors[name] = torch.cat([tensor, tensor])
+    damaged = path.with_name("damaged.pt")
+    torch.save(content, damaged)
+    assert_resume_refused(damaged, "rollout", "ppo")
 
 
 # --- Killed at any moment

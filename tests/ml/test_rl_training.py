@@ -423,7 +423,7 @@ def test_ctrl_c_saves_the_run_at_a_step_and_it_resumes_as_if_nothing_had_happene
     last = tmp_path / "cut" / "checkpoints" / "last.pt"
     saved = torch.load(last, weights_only=False)
     assert 0 < saved["counters"]["num_timesteps"] < INTERRUPTED_TOTAL
-    assert saved["training"]["replay"]["size"] == min(saved["counters"]["num_timesteps"], CONFIG.buffer_size)
+    assert saved["training"]["memory"]["replay"]["size"] == min(saved["counters"]["num_timesteps"], CONFIG.buffer_size)
     resumed, metrics = long_run(tmp_path / "cut", resume_from=last)
     whole, whole_metrics = long_run(tmp_path / "whole")
     assert torch.equal(resumed.actor.head.weight, whole.actor.head.weight)

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from ml.tradingbots.components.env_config import TradingEnvConfig
-from ml.tradingbots.components.rl_agents import create_rl_agent, load_rl_agent
+from ml.tradingbots.components.rl_agents import AGENTS, create_rl_agent, load_rl_agent
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.sac_agent import SACConfig
 from ml.tradingbots.components.serialization import FORMAT_VERSION, CheckpointError, save_file, write_atomically
@@ -82,14 +82,14 @@ def assert_refused(path, match=None):
     assert str(path) in str(raised.value)
 
 
-def assert_refused_or_valid(path):
+def assert_refused_or_valid(path, env=MARKET):
     """The file is refused, or what it holds acts and learns; no third thing happens."""
     try:
         agent = load_rl_agent(path)
     except CheckpointError:
         return
     assert np.isfinite(agent.select_action(observations(agent))).all()
-    agent.train(MARKET, 10)
+    agent.train(env, 10)
 
 
 # --- What is saved comes back
@@ -253,10 +253,10 @@ class HostileByEval(Hostile):
         return eval, (f"__import__('os').system({self.command!r})",)
 
 
-def with_pickle(path, replacement):
+def with_pickle(path, replacement, content=CONTENT):
     """Rewrite an agent file with another data.pkl; the check sums of the archive are right."""
     buffer = io.BytesIO()
-    torch.save(CONTENT, buffer)
+    torch.save(content, buffer)
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
         for entry in source.infolist():
             data = source.read(entry)
@@ -346,9 +346,9 @@ def walk(content, prefix=()):
             yield from walk(value[0], (*prefix, key, 0))
 
 
-def replaced(place, value):
+def replaced(place, value, content=CONTENT):
     """A deep copy of the content with another value at one place."""
-    content = copy.deepcopy(CONTENT)
+    content = copy.deepcopy(content)
     target = content
     for key in place[:-1]:
         target = target[key]
@@ -525,7 +525,7 @@ def test_a_file_of_another_format_version_says_which_and_what_to_do(tmp_path):
     path = tmp_path / "agent.pt"
     torch.save(CONTENT | {"format_version": 7}, path)
     assert_refused(
-        path, "format version 7, this library reads 1: load it with the version of the library that wrote it"
+        path, "format version 7, this library reads 2: load it with the version of the library that wrote it"
     )
 
 
@@ -575,17 +575,24 @@ def test_a_flipped_bit_is_refused_or_harmless(tmp_path):
         assert_refused_or_valid(path)
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-def test_damage_inside_the_pickle_is_refused_or_harmless(tmp_path):
-    # With check sums made right again, so that the restricted loader itself meets it.
-    generator, path = random.Random(7), tmp_path / "agent.pt"
+def pickle_damage(seed):
+    """A function that changes a few bytes, others at every call."""
+    generator = random.Random(seed)
 
     def damage(data):
+        # With check sums made right again, so that the restricted loader itself meets it.
         changed = bytearray(data)
         for _ in range(generator.choice([1, 1, 2, 8])):
             changed[generator.randrange(len(changed))] = generator.randrange(256)
         return bytes(changed)
 
+    return damage
+
+
+# torch's own words about what it finds, on its way to refusing it.
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:TypedStorage is deprecated")
+def test_damage_inside_the_pickle_is_refused_or_harmless(tmp_path):
+    path, damage = tmp_path / "agent.pt", pickle_damage(seed=7)
     for _ in range(200):
         with_pickle(path, damage)
         assert_refused_or_valid(path)
@@ -598,3 +605,142 @@ def test_a_folder_is_refused(tmp_path):
 def test_a_missing_file_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*agent\.pt"):
         load_rl_agent(tmp_path / "agent.pt")
+
+
+# --- The files of every other agent
+
+OFF_POLICY = {"hidden_dim": 8, "batch_size": 4, "learning_starts": 8, "buffer_size": 100}
+OTHERS = {
+    "ppo": {"hidden_dim": 8, "n_steps": 3},
+    "ppo that chooses": {"hidden_dim": 8, "n_steps": 3, "action_type": "discrete"},
+    "a2c": {"hidden_dim": 8, "gsde": True},
+    "a2c with rmsprop": {"hidden_dim": 8, "optimizer": "rmsprop"},
+    "dqn": OFF_POLICY,
+    "td3 with cnn": OFF_POLICY | {"network": "cnn"},
+    "ddpg with lstm": OFF_POLICY | {"network": "lstm"},
+}
+each_other = pytest.mark.parametrize("name", OTHERS)
+
+
+def other_market(name):
+    kind = "discrete" if name in ("ppo that chooses", "dqn") else "continuous"
+    return TradingEnvironment(
+        autoregressive(60, seed=1).prices, TradingEnvConfig(window_size=3, episode_length=10, action_type=kind)
+    )
+
+
+def other_agent(name):
+    env, agent_type = other_market(name), name.split()[0]
+    config = AGENTS[agent_type].config_class(**OTHERS[name])
+    return create_rl_agent(agent_type, env.observation_space_dim, env.action_space_dim, config).train(env, 20)
+
+
+@pytest.fixture(scope="module")
+def contents():
+    """What the file of each of them holds."""
+    header = {"format_version": FORMAT_VERSION, "kind": "agent"}
+    return {name: header | other_agent(name).state_dict() for name in OTHERS}
+
+
+KINDS_OF_WRONG = ["text", "None", "NaN", "tensor of another shape", "huge integer", "meta tensor", "missing"]
+
+
+def spoiled(content, place, kind):
+    """A copy of a file's content that is wrong at one place; None where it would be as good as before."""
+    if kind != "missing":
+        # An optimiser's settings may have been None.
+        return None if kind == "None" and place[-1] in ("foreach", "fused") else replaced(place, WRONG[kind], content)
+    if place[-3:-2] == ("param_groups",) and place[-1] not in ("params", "lr"):
+        return None  # A setting that another version of torch may not know.
+    damaged = replaced(place, None, content)
+    target = damaged
+    for key in place[:-1]:
+        target = target[key]
+    del target[place[-1]]
+    return damaged
+
+
+def check_spoiled(path, content, cases):
+    for place, kind in cases:
+        if (damaged := spoiled(content, place, kind)) is not None:
+            torch.save(damaged, path)
+            with pytest.raises(CheckpointError, match=r"agent\.pt"):
+                load_rl_agent(path)
+
+
+@each_other
+def test_a_wrong_or_missing_value_is_refused_wherever_it_stands_in_any_file(tmp_path, contents, name):
+    # One kind of wrong at each place, in turn.
+    cases = [(place, KINDS_OF_WRONG[n % 7]) for n, place in enumerate(walk(contents[name]))]
+    check_spoiled(tmp_path / "agent.pt", contents[name], cases)
+
+
+@pytest.mark.slow
+@each_other
+def test_every_wrong_or_missing_value_is_refused_wherever_it_stands_in_any_file(tmp_path, contents, name):
+    cases = [(place, kind) for place in walk(contents[name]) for kind in KINDS_OF_WRONG]
+    check_spoiled(tmp_path / "agent.pt", contents[name], cases)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol", "ignore:TypedStorage is deprecated")
+@each_other
+def test_damage_inside_the_pickle_of_any_file_is_refused_or_harmless(tmp_path, contents, name):
+    path, damage = tmp_path / "agent.pt", pickle_damage(seed=8)
+    for _ in range(40):
+        with_pickle(path, damage, contents[name])
+        assert_refused_or_valid(path, other_market(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value"),
+    [
+        ("dqn", ("n_branches",), 2),
+        ("dqn", ("n_branches",), 0),
+        ("dqn", ("n_branches",), -3),
+        ("dqn", ("n_branches",), 10**9),
+        ("ppo", ("learned", "return_statistics", "var"), torch.tensor(-1.0, dtype=torch.float64)),
+        ("ppo", ("learned", "return_statistics", "count"), -1),
+        ("ppo", ("learned", "network", "log_std"), torch.tensor([torch.nan])),
+        ("ppo", ("counters", "schedule_timesteps"), -1),
+        ("ppo", ("learned", "optimizer", "param_groups", 0, "lr"), 0.0),
+        ("a2c", ("learned", "optimizer", "param_groups", 0, "alpha"), 0.5),
+        ("a2c with rmsprop", ("learned", "optimizer", "param_groups", 0, "momentum"), 0.9),
+        ("td3 with cnn", ("environment", "config", "window_size"), 4),
+        ("td3 with cnn", ("environment", "config", "window_size"), 10**9),
+        ("ddpg with lstm", ("environment", "assets"), ["a", "b"]),
+        ("ddpg with lstm", ("environment", "config"), None),
+        ("ddpg with lstm", ("environment",), {}),
+    ],
+    ids=str,
+)
+def test_a_value_that_makes_no_sense_for_an_agent_is_refused(tmp_path, contents, name, place, value):
+    path = tmp_path / "agent.pt"
+    torch.save(replaced(place, value, contents[name]), path)
+    with pytest.raises(CheckpointError, match=r"agent\.pt"):
+        load_rl_agent(path)
+
+
+def test_the_file_of_an_agent_of_choices_does_not_become_one_of_numbers(tmp_path, contents):
+    path = tmp_path / "agent.pt"
+    config = dataclasses.replace(contents["ppo that chooses"]["config"], action_type="continuous")
+    torch.save(contents["ppo that chooses"] | {"config": config}, path)
+    with pytest.raises(CheckpointError, match=r"agent\.pt"):
+        load_rl_agent(path)
+
+
+def test_a_small_file_that_asks_for_convolutions_over_a_long_window_is_refused_before_they_are_made(tmp_path, contents):
+    # The head of the convolutions reads a quarter of the window, 64 numbers each: here 3 million weights.
+    window_size, hidden_dim = 10_000, 20
+    content = copy.deepcopy(contents["td3 with cnn"])
+    content["config"] = dataclasses.replace(content["config"], hidden_dim=hidden_dim, hidden_dims=(1,))
+    content["environment"]["config"]["window_size"] = window_size
+    n_features, n_account = 1, content["dimensions"]["state_dim"] - 3
+    state_dim = content["dimensions"]["state_dim"] = window_size * n_features + n_account
+    statistics = content["normalizer"]["statistics"]
+    statistics["mean"], statistics["var"] = (torch.zeros(state_dim, dtype=torch.float64) for _ in range(2))
+    content["learned"]["actor"]["padding"] = torch.zeros(5_000)
+    path = tmp_path / "agent.pt"
+    torch.save(content, path)
+    assert path.stat().st_size < 1_000_000
+    with pytest.raises(CheckpointError, match="larger than those in the file"):
+        load_rl_agent(path)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ml.tradingbots.components.agent_config import AgentConfig, OnPolicyConfig, check_at_least_one, check_positive
-from ml.tradingbots.components.networks import clip_gradients
 from ml.tradingbots.components.on_policy import Experience, OnPolicyAgent
-from ml.tradingbots.components.optimizers import RMSpropInside
+from ml.tradingbots.components.optimizers import RMSpropInside, descend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,7 @@ class A2CAgent(OnPolicyAgent):
     agent_type: ClassVar[str] = "a2c"
     description: ClassVar[str] = "Advantage Actor-Critic - simpler synchronous variant of PPO"
     config_class: ClassVar[type[AgentConfig]] = A2CConfig
+    needs_log_prob: ClassVar[bool] = False
     config: A2CConfig
 
     def _new_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -70,30 +70,27 @@ class A2CAgent(OnPolicyAgent):
                 "it None and set A2CConfig(n_steps=...) and RLTrainingConfig(n_envs=...)"
             )
         loss, parts = self._loss_step(experience)
-        self.optimizer.zero_grad()
-        loss.backward()
-        clip_gradients(self._parameters, self.config.max_grad_norm)
-        self.optimizer.step()
+        descend(loss, self._parameters, self.optimizer, self.config.max_grad_norm)
         self.num_updates += 1
         names = ("policy_loss", "value_loss", "entropy", "explained_variance")
-        return dict(zip(names, parts.unbind(), strict=True))
+        return dict(zip(names, parts, strict=True))
 
-    def _loss(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def _loss(self, *arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Policy gradient, value error and entropy (section 4 of the paper); the arguments are one `Experience`."""
         (experience,) = arguments
         config = self.config
         log_prob, entropy, value = self._evaluate(experience.observation, experience.action, experience.mask)
         advantage = experience.advantage
-        if config.normalize_advantages:
+        if config.normalize_advantages and len(advantage) > 1:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         policy_loss = -(advantage * log_prob).mean()
         value_loss = (value - experience.value_target).square().mean()
         entropy = entropy.mean()
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         explained = explained_variance(experience.value, experience.value_target)
-        return loss, torch.stack([policy_loss, value_loss, entropy, explained]).detach()
+        return loss, (policy_loss.detach(), value_loss.detach(), entropy.detach(), explained)
 
 
 def explained_variance(value: Tensor, value_target: Tensor) -> Tensor:
     """Share of the variance of the targets that the values explain: 1 − Var(target − value)/Var(target)."""
-    return 1.0 - (value_target - value).var() / value_target.var().clamp_min(1e-12)
+    return 1.0 - (value_target - value).var(correction=0) / value_target.var(correction=0).clamp_min(1e-12)

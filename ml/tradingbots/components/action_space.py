@@ -12,7 +12,8 @@ from ml.tradingbots.components.env_config import TradingEnvConfig
 
 FloatArray = npt.NDArray[np.float64]
 
-N_CHOICES = 3  # hold, buy, sell
+HOLD, BUY, SELL = range(3)
+N_CHOICES = 3
 
 
 def action_space(config: TradingEnvConfig, n_assets: int) -> spaces.Space[Any]:

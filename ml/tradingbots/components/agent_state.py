@@ -52,7 +52,7 @@ def check_dimensions(state: dict[str, Any], config: AgentConfig, path: str | Pat
     # The statistics are one number for each entry of an observation: they bound everything that is made of its length.
     statistics = state["normalizer"].get("statistics")
     mean = statistics.get("mean") if isinstance(statistics, dict) else None
-    if type(mean) is not Tensor or mean.shape != (dimensions["state_dim"],) or mean.is_meta:
+    if type(mean) is not Tensor or mean.shape != (dimensions["state_dim"],) or not _is_stored(mean):
         raise CheckpointError(f"{path}: the normaliser does not have {shown(dimensions['state_dim'])} entries")
     stored: dict[int, int] = {}
     waiting = [state["learned"]]
@@ -68,6 +68,12 @@ def check_dimensions(state: dict[str, Any], config: AgentConfig, path: str | Pat
             f"{path}: networks for {shown(dimensions)} with network={config.network!r} and hidden layers "
             f"{shown(config.widths)} are larger than those in the file"
         )
+
+
+def _is_stored(tensor: Tensor) -> bool:
+    """Whether every entry of a tensor has memory of its own in the file: an expanded one can claim any size."""
+    is_plain = tensor.device.type == "cpu" and tensor.layout is torch.strided
+    return is_plain and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
 def _least_parameters(state: dict[str, Any], config: AgentConfig, path: str | Path) -> int:

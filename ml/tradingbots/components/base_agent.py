@@ -33,6 +33,7 @@ from ml.tradingbots.components.serialization import (
     save_file,
     shown,
 )
+from ml.tradingbots.components.single_action import Perceptron, SingleAction
 from ml.tradingbots.components.vector_adapter import as_vector_env
 
 FloatArray32 = npt.NDArray[np.float32]
@@ -112,6 +113,7 @@ class BaseAgent(ABC):
         self.n_branches = 1
         self.set_action_bounds(-np.ones(self.action_dim), np.ones(self.action_dim))
         self.is_built = False
+        self._single_action: SingleAction | None = None
         if config.network == "mlp":
             self._make_networks(None)
 
@@ -189,7 +191,17 @@ class BaseAgent(ABC):
             torch.default_generator.manual_seed(self.seed)
             self._build()
         self.is_built = True
+        self._become_ready()
+
+    def _become_ready(self) -> None:
+        """Derive what is used of the networks: lists of parameters, compiled losses, a policy without torch."""
         self._prepare()
+        is_plain = self.config.network == "mlp" and self.device.type == "cpu"
+        self._single_action = SingleAction(self._perceptron(), self.normalizer) if is_plain else None
+
+    @abstractmethod
+    def _perceptron(self) -> Perceptron:
+        """Return the deterministic policy of an agent without an encoder, as views of its parameters."""
 
     def _require_networks(self) -> None:
         if not self.is_built:
@@ -223,11 +235,13 @@ class BaseAgent(ABC):
 
     def set_action_bounds(self, low: npt.ArrayLike, high: npt.ArrayLike) -> None:
         """Set what −1 and 1 of the policy mean to the environment; (action_dim,) each."""
-        self.action_low = torch.as_tensor(np.array(low, dtype=np.float32), device=self.device)
-        self.action_high = torch.as_tensor(np.array(high, dtype=np.float32), device=self.device)
-        self._half_range = (self.action_high - self.action_low) * 0.5
-        self._middle = (self.action_high + self.action_low) * 0.5
-        self._plain_bounds = bool((self._half_range == 1.0).all() and (self._middle == 0.0).all())
+        lowest, highest = (torch.from_numpy(np.array(bound, dtype=np.float32)) for bound in (low, high))
+        half_range, middle = (highest - lowest) * 0.5, (highest + lowest) * 0.5
+        # Before they go to the device, which would have to be waited for.
+        self._half_range_numpy, self._middle_numpy = half_range.numpy(), middle.numpy()
+        self._plain_bounds = bool((half_range == 1.0).all() and (middle == 0.0).all())
+        self.action_low, self.action_high = lowest.to(self.device), highest.to(self.device)
+        self._half_range, self._middle = half_range.to(self.device), middle.to(self.device)
 
     def bind(self, env: Any) -> None:
         """Check that an environment fits, and take over its action space and specification.
@@ -297,12 +311,16 @@ class BaseAgent(ABC):
         """
         self._require_networks()
         is_tensor = isinstance(observation, Tensor)
+        if deterministic and not is_tensor and self._single_action is not None:
+            alone = np.asarray(observation, dtype=np.float32)
+            if alone.shape == (self.state_dim,):
+                return self._act_alone(alone, action_mask)
         raw = observation if is_tensor else torch.from_numpy(np.asarray(observation, dtype=np.float32))
         if raw.shape[-1:] != (self.state_dim,) or raw.ndim > 2:
             raise ValueError(
                 f"observation must have shape ({self.state_dim},) or (batch, {self.state_dim}), got {tuple(raw.shape)}"
             )
-        mask = None if action_mask is None else self._mask(action_mask, raw.ndim)
+        mask = None if action_mask is None else self._mask(action_mask, (*raw.shape[:-1], self.action_dim))
         with torch.inference_mode():
             batch = raw.to(self.device, torch.float32)
             batch = batch if batch.ndim == 2 else batch.unsqueeze(0)
@@ -317,16 +335,22 @@ class BaseAgent(ABC):
         # [()] turns a single choice into a number, as Gymnasium's discrete spaces give it.
         return action.clone() if is_tensor else action.cpu().numpy()[()]
 
-    def _mask(self, action_mask: Any, ndim: int) -> Tensor:
+    def _act_alone(self, observation: FloatArray32, action_mask: Any) -> Any:
+        assert self._single_action is not None
+        mask = None if action_mask is None else self._mask(action_mask, (self.action_dim,))[0].numpy()
+        action = self._single_action(observation, self.n_branches, mask)
+        if self.is_discrete or self._plain_bounds:
+            return action
+        return action * self._half_range_numpy + self._middle_numpy
+
+    def _mask(self, action_mask: Any, shape: tuple[int, ...]) -> Tensor:
         """Return a mask as bool (batch, action_dim)."""
         if not self.is_discrete:
             raise ValueError(f"agent {self.agent_type!r} acts continuously: it takes no action_mask")
         mask = torch.as_tensor(action_mask, device=self.device).bool()
-        if mask.ndim != ndim or mask.shape[-1] != self.action_dim:
-            raise ValueError(
-                f"action_mask must have shape {'' if ndim == 1 else '(batch, '}({self.action_dim},), got {tuple(mask.shape)}"
-            )
-        return mask if ndim == 2 else mask.unsqueeze(0)
+        if mask.shape != shape:
+            raise ValueError(f"action_mask must have shape {shape}, as the observation has; got {tuple(mask.shape)}")
+        return mask if mask.ndim == 2 else mask.unsqueeze(0)
 
     def to_environment(self, action: Tensor) -> Tensor:
         """Turn actions of the networks into the environment's: scaled to its bounds, or (batch,) for a single choice."""
@@ -433,7 +457,7 @@ class BaseAgent(ABC):
 
     def _become(self, other: BaseAgent, *, keeping: tuple[str, ...] = ()) -> None:
         self.__dict__.update(other.__dict__ | {name: self.__dict__[name] for name in keeping})
-        self._prepare()  # Its functions were the other agent's.
+        self._become_ready()  # What was derived were the other agent's.
 
     def _check_learned(self, learned: dict[str, Any]) -> None:
         """Check networks and optimisers from a file against those of this agent; raises ValueError."""

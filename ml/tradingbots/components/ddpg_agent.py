@@ -11,7 +11,8 @@ from torch import Tensor
 from ml.tradingbots.components.agent_config import AgentConfig
 from ml.tradingbots.components.buffers import Batch
 from ml.tradingbots.components.deterministic_policy import DeterministicPolicyAgent, DeterministicPolicyConfig
-from ml.tradingbots.components.networks import clip_gradients, soft_update
+from ml.tradingbots.components.networks import soft_update
+from ml.tradingbots.components.optimizers import descend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +37,7 @@ class DDPGAgent(DeterministicPolicyAgent):
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one gradient step on the critic, one on the policy, and move the targets (algorithm 1)."""
         critic_loss, value = self._critic_step(batch)
-        self.critic_optimizer.zero_grad()
-        critic_loss.backward(inputs=self._critic_parameters)
-        clip_gradients(self._critic_parameters, self.config.max_grad_norm)
-        self.critic_optimizer.step()
+        descend(critic_loss, self._critic_parameters, self.critic_optimizer, self.config.max_grad_norm)
         actor_loss = self._improve_policy(batch)
         soft_update(self._target_parameters, self._online_parameters, self.config.tau)
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss, "q_mean": value}

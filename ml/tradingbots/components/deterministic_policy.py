@@ -8,13 +8,14 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
 
 from ml.tradingbots.components.agent_config import OffPolicyConfig, check_positive, check_share
 from ml.tradingbots.components.buffers import Batch
 from ml.tradingbots.components.exploration import OrnsteinUhlenbeckNoise
-from ml.tradingbots.components.networks import Body, Critic, DeterministicActor, clip_gradients
+from ml.tradingbots.components.networks import Body, Critic, DeterministicActor
 from ml.tradingbots.components.off_policy import OffPolicyAgent
+from ml.tradingbots.components.optimizers import FusedAdam, descend
+from ml.tradingbots.components.single_action import Perceptron, body_layers, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +77,8 @@ class DeterministicPolicyAgent(OffPolicyAgent):
         )
         self.actor_target.requires_grad_(False).load_state_dict(self.actor.state_dict())
         self.critic_target.requires_grad_(False).load_state_dict(self.critic.state_dict())
-        self.actor_optimizer = Adam(self.actor.parameters(), config.learning_rate, fused=True)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate, fused=True)
+        self.actor_optimizer = FusedAdam(self.actor.parameters(), config.learning_rate)
+        self.critic_optimizer = FusedAdam(self.critic.parameters(), config.learning_rate)
 
     def _prepare(self) -> None:
         self._actor_parameters = list(self.actor.parameters())
@@ -86,6 +87,9 @@ class DeterministicPolicyAgent(OffPolicyAgent):
         self._target_parameters = [*self.actor_target.parameters(), *self.critic_target.parameters()]
         self._critic_step = self._compiled(self._critic_loss)
         self._actor_step = self._compiled(self._actor_loss)
+
+    def _perceptron(self) -> Perceptron:
+        return Perceptron(body_layers(self.actor.body), linear(self.actor.head), self.config.activation, "squash")
 
     def deterministic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the policy's action; (batch, action_dim)."""
@@ -102,10 +106,7 @@ class DeterministicPolicyAgent(OffPolicyAgent):
     def _improve_policy(self, batch: Batch) -> Tensor:
         """Let the policy climb the first critic; returns its loss."""
         loss: Tensor = self._actor_step(batch.observation)
-        self.actor_optimizer.zero_grad()
-        torch.autograd.backward(loss, inputs=self._actor_parameters)  # No gradient is spent on the critics.
-        clip_gradients(self._actor_parameters, self.config.max_grad_norm)
-        self.actor_optimizer.step()
+        descend(loss, self._actor_parameters, self.actor_optimizer, self.config.max_grad_norm)
         return loss.detach()
 
     def _actor_loss(self, observation: Tensor) -> Tensor:

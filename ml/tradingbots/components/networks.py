@@ -54,6 +54,8 @@ class BatchedMLP(nn.Module):
                     nn.init.orthogonal_(network, math.sqrt(2.0))
             self.weights.append(nn.Parameter(weight))
             self.biases.append(nn.Parameter(bias))
+        # Asking a list of parameters for its entries costs more than a small product.
+        self._layers = list(zip(self.weights, self.biases, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Evaluate all networks.
@@ -66,7 +68,7 @@ class BatchedMLP(nn.Module):
         """
         if x.ndim == 2:
             x = x.unsqueeze(0).expand(self.n_networks, -1, -1)
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        for layer, (weight, bias) in enumerate(self._layers):
             x = torch.baddbmm(bias, x, weight)
             if layer < self.n_activated:
                 x = self.activation(x)
@@ -74,7 +76,7 @@ class BatchedMLP(nn.Module):
 
     def evaluate(self, network: int, x: Tensor) -> Tensor:
         """Evaluate one of the networks; (batch, width) to (batch, width of the last layer)."""
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+        for layer, (weight, bias) in enumerate(self._layers):
             x = torch.addmm(bias[network], x, weight[network])
             if layer < self.n_activated:
                 x = self.activation(x)
@@ -88,15 +90,18 @@ class Body(nn.Module):
         super().__init__()
         self.encoder = encoder
         sizes: list[int] = [encoder.output_dim, *widths]  # type: ignore[list-item]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+        layers = [nn.Linear(*pair) for pair in pairwise(sizes)]
+        self.layers = nn.ModuleList(layers)
+        # Asking modules for their parameters costs more than a small product.
+        self._layers = [(layer.weight, layer.bias) for layer in layers]
         self.activation = ACTIVATIONS[activation]
         self.output_dim = widths[-1]
 
     def forward(self, observation: Tensor) -> Tensor:
         """(batch, state_dim) to (batch, output_dim)."""
         x: Tensor = self.encoder(observation)
-        for layer in self.layers:
-            x = self.activation(layer(x))
+        for weight, bias in self._layers:
+            x = self.activation(nn.functional.linear(x, weight, bias))
         return x
 
 
@@ -283,16 +288,3 @@ def _orthogonal(layer: nn.Linear, gain: float) -> nn.Linear:
 def soft_update(target: Iterable[Tensor], online: Iterable[Tensor], tau: float) -> None:
     """Move target parameters a share `tau` towards the online ones, all in one call."""
     torch._foreach_lerp_(list(target), list(online), tau)
-
-
-@torch.no_grad()
-def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> None:
-    """Scale the gradients of all parameters together so that their norm is at most `max_norm`; None leaves them.
-
-    The same as `torch.nn.utils.clip_grad_norm_`, which on a CPU loops over parameters in Python.
-    """
-    if max_norm is None:
-        return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -35,11 +37,12 @@ class RunningMeanStd:
 
     def update(self, batch: Tensor) -> None:
         """Take in a batch of samples; (batch, *shape)."""
-        batch = batch.detach().to(torch.float64).cpu()
+        batch = batch.detach().to(torch.float64)
         n = batch.shape[0]
         if n == 0:
             return
-        mean, var = batch.mean(0), batch.var(0, unbiased=False)
+        # Where the batch lives: its moments are less to move than the batch.
+        mean, var = batch.mean(0).cpu(), batch.var(0, unbiased=False).cpu()
         total = self.count + n
         delta = mean - self.mean
         squares = (self.var * self.count if self.count else 0.0) + var * n + delta.square() * (self.count * n / total)
@@ -132,3 +135,8 @@ class ObservationNormalizer:
         safe = torch.where(std < 1e-8, 1.0, std)
         self._scale = (1.0 / safe).float().to(self.device)
         self._shift = (-self.statistics.mean / safe).float().to(self.device)
+
+    @property
+    def affine(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Scale and shift of normalisation before clipping, on a CPU; (state_dim,) each."""
+        return self._scale.numpy(), self._shift.numpy()

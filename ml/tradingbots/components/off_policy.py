@@ -104,9 +104,12 @@ class OffPolicyAgent(BaseAgent):
         """Take over replay memory and exploration; None leaves them to be made when training starts."""
         self.replay = None
         if state is not None:
-            self.replay = self._new_replay(env, saved_mask_dim(state["replay"].get("masks")))
+            has_masks = saved_mask_dim(state["replay"].get("next_masks")) > 0
+            self.replay = self._new_replay(env, self.action_dim if has_masks else 0)
             self.replay.load_state_dict(state["replay"])
-            self._begin_exploring(env.num_envs)
+            generator = self.generator.get_state()
+            self._begin_exploring(env.num_envs)  # May draw, which the run that goes on did not.
+            self.generator.set_state(generator)
             check_like(state["exploration"], self._exploration_state(), "exploration")
             self._load_exploration_state(state["exploration"])
 

@@ -25,6 +25,7 @@ from ml.tradingbots.components.networks import ActorCritic, gsde_log_std, gsde_n
 from ml.tradingbots.components.normalization import CLIP, RunningMeanStd
 from ml.tradingbots.components.rollouts import ReturnScaler, Rollout, RolloutBuffer
 from ml.tradingbots.components.serialization import check_like
+from ml.tradingbots.components.single_action import Perceptron, batched_layers, linear
 from ml.tradingbots.core.advantages import generalized_advantages
 
 
@@ -36,8 +37,8 @@ class Experience:
     """Normalised; (batch, state_dim)."""
     action: Tensor
     """Before clipping, or choices as numbers; (batch, action_dim or n_branches)."""
-    log_prob: Tensor
-    """Of the action under the policy that took it; (batch,)."""
+    log_prob: Tensor | None
+    """Of the action under the policy that took it; (batch,). None for agents that do not ask."""
     value: Tensor
     """Of the observation, before learning; (batch,)."""
     advantage: Tensor
@@ -53,6 +54,8 @@ class OnPolicyAgent(BaseAgent):
 
     learned: ClassVar[tuple[str, ...]] = ("network", "optimizer", "return_statistics")
     kept_on_load: ClassVar[tuple[str, ...]] = (*BaseAgent.kept_on_load, "rollouts", "scaler", "noise")
+    needs_log_prob: ClassVar[bool] = True
+    """Whether `update` reads how likely actions were when they were taken."""
     config: Any
 
     def __init__(self, state_dim: int, action_dim: int, config: Any, *, device: str = "cpu", seed: int = 0) -> None:
@@ -72,8 +75,8 @@ class OnPolicyAgent(BaseAgent):
         """Make the optimiser."""
 
     @abstractmethod
-    def _loss(self, *arguments: Any) -> tuple[Tensor, Tensor]:
-        """Return the loss and its logged parts, as one tensor without gradient."""
+    def _loss(self, *arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the loss and its parts, without gradient."""
 
     @abstractmethod
     def update(self, experience: Experience, batch_size: int | None) -> dict[str, Tensor]:
@@ -97,6 +100,11 @@ class OnPolicyAgent(BaseAgent):
     def _prepare(self) -> None:
         self._parameters = list(self.network.parameters())
         self._loss_step = self._compiled(self._loss)
+
+    def _perceptron(self) -> Perceptron:
+        network, answer = self.network, "choose" if self.is_discrete else "clip"
+        layers = batched_layers(network.body, 0)
+        return Perceptron(layers, linear(network.policy_head), self.config.activation, answer)  # type: ignore[arg-type]
 
     def deterministic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the mean within [−1, 1] (batch, action_dim), or the likeliest choices (batch, n_branches)."""
@@ -202,7 +210,10 @@ class OnPolicyAgent(BaseAgent):
         observation = self.normalizer(rollout.observation.flatten(0, 1))
         action = rollout.action.flatten(0, 1)
         mask = rollout.mask.flatten(0, 1) if rollout.mask is not None else None
-        log_prob, _, value = self._evaluate(observation, action, mask)
+        if self.needs_log_prob:
+            log_prob, _, value = self._evaluate(observation, action, mask)
+        else:
+            log_prob, value = None, self.network.value(observation)
         values = value.view(shape)
         advantage, value_target = generalized_advantages(
             reward,
@@ -251,7 +262,7 @@ class OnPolicyAgent(BaseAgent):
         if state is None:
             return
         saved = state["rollouts"]["tensors"]["mask"]
-        rollouts, scaler = self._begin_rollouts(env, saved_mask_dim(saved))
+        rollouts, scaler = self._begin_rollouts(env, self.action_dim if saved_mask_dim(saved) else 0)
         ours = self.memory_state() or {}
         for name in ("totals", "exploration"):
             check_like(state[name], ours[name], name)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
-from torch.optim import Adam
 
 from ml.tradingbots.components.a2c_agent import A2CAgent, explained_variance
 from ml.tradingbots.components.agent_config import (
@@ -27,11 +26,13 @@ from ml.tradingbots.components.base_agent import BaseAgent
 from ml.tradingbots.components.buffers import Batch, ReplayBuffer
 from ml.tradingbots.components.ddpg_agent import DDPGAgent
 from ml.tradingbots.components.exploration import uniform_choices
-from ml.tradingbots.components.networks import BranchingQNetwork, clip_gradients, soft_update
+from ml.tradingbots.components.networks import BranchingQNetwork, soft_update
 from ml.tradingbots.components.off_policy import OffPolicyAgent
 from ml.tradingbots.components.on_policy import Experience, OnPolicyAgent
+from ml.tradingbots.components.optimizers import FusedAdam, descend
 from ml.tradingbots.components.sac_agent import SACAgent
 from ml.tradingbots.components.serialization import CheckpointError, checked_config, read_file, shown
+from ml.tradingbots.components.single_action import Perceptron, body_layers, linear
 from ml.tradingbots.components.td3_agent import TD3Agent
 
 
@@ -71,7 +72,7 @@ class PPOAgent(OnPolicyAgent):
 
     def _new_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
         # ε as in the reference code, a thousand times Adam's own.
-        return Adam(parameters, self.config.learning_rate, eps=1e-5, fused=True)
+        return FusedAdam(parameters, self.config.learning_rate, eps=1e-5)
 
     def update(self, experience: Experience, batch_size: int | None) -> dict[str, Tensor]:
         """Take `n_epochs` passes of gradient steps over shuffled minibatches that cover the rollout."""
@@ -81,29 +82,26 @@ class PPOAgent(OnPolicyAgent):
         clipping = torch.tensor(clip, device=self.device)
         explained = explained_variance(experience.value, experience.value_target)
         table, widths = _as_table(experience)
-        parts: list[Tensor] = []
-        for _ in range(config.n_epochs):
+        figures: list[Tensor] = []
+        for epoch in range(config.n_epochs):
             order = torch.randperm(len(table), generator=self.generator, device=self.device)
-            parts = []
             for rows in torch.split(table.index_select(0, order), batch_size):
-                loss, figures = self._loss_step(rows.split_with_sizes(widths, 1), clipping)
-                if config.target_kl is not None and float(figures[3]) > 1.5 * config.target_kl:
-                    return self._figures([*parts, figures], explained)
-                parts.append(figures)
-                self.optimizer.zero_grad()
-                loss.backward()
-                clip_gradients(self._parameters, config.max_grad_norm)
-                self.optimizer.step()
+                loss, parts = self._loss_step(rows.split_with_sizes(widths, 1), clipping)
+                if config.target_kl is not None and float(approximate_kl(parts[3])) > 1.5 * config.target_kl:
+                    return self._figures([*figures, _summary(parts, clip)], explained)
+                if epoch == config.n_epochs - 1:
+                    figures.append(_summary(parts, clip))
+                descend(loss, self._parameters, self.optimizer, config.max_grad_norm)
                 self.num_updates += 1
-        return self._figures(parts, explained)
+        return self._figures(figures, explained)
 
-    def _figures(self, parts: list[Tensor], explained: Tensor) -> dict[str, Tensor]:
+    def _figures(self, figures: list[Tensor], explained: Tensor) -> dict[str, Tensor]:
         """Means over the minibatches of the last epoch."""
         names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
-        means = torch.stack(parts).mean(0).unbind()
+        means = torch.stack(figures).mean(0).unbind()
         return dict(zip(names, means, strict=True)) | {"explained_variance": explained}
 
-    def _loss(self, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def _loss(self, *arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The clipped surrogate, value error and entropy (equations 7 and 9); arguments: columns of the table, ε."""
         config, (columns, clip) = self.config, arguments
         observation, action, log_prob_then, value_then, advantage, value_target, *rest = columns
@@ -118,11 +116,7 @@ class PPOAgent(OnPolicyAgent):
         value_loss = self._value_loss(value, value_then.squeeze(1), value_target)
         entropy = entropy.mean()
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-        with torch.no_grad():
-            approx_kl = (ratio - 1.0 - log_ratio).mean()  # Schulman (2020): unbiased, never negative.
-            clip_fraction = ((ratio - 1.0).abs() > clip).float().mean()
-            figures = torch.stack([policy_loss, value_loss, entropy, approx_kl, clip_fraction])
-        return loss, figures
+        return loss, (policy_loss.detach(), value_loss.detach(), entropy.detach(), log_ratio.detach())
 
     def _value_loss(self, value: Tensor, value_then: Tensor, value_target: Tensor) -> Tensor:
         error = (value - value_target).square()
@@ -133,8 +127,21 @@ class PPOAgent(OnPolicyAgent):
         return error.mean()
 
 
+def approximate_kl(log_ratio: Tensor) -> Tensor:
+    """Divergence of the new policy from the old in nats, mean of r − 1 − ln r: unbiased, never negative (Schulman, 2020)."""
+    return (log_ratio.exp() - 1.0 - log_ratio).mean()
+
+
+def _summary(parts: tuple[Tensor, ...], clip: float) -> Tensor:
+    """Figures of one minibatch: policy and value loss, entropy, approximate divergence, share of clipped ratios."""
+    *losses, log_ratio = parts
+    clip_fraction = ((log_ratio.exp() - 1.0).abs() > clip).float().mean()
+    return torch.stack([*losses, approximate_kl(log_ratio), clip_fraction])
+
+
 def _as_table(experience: Experience) -> tuple[Tensor, list[int]]:
     """Pack an experience into one table of rows, so that a minibatch is one slice; returns it and its columns' widths."""
+    assert experience.log_prob is not None
     columns = [
         experience.observation,
         experience.action,
@@ -207,12 +214,17 @@ class DQNAgent(OffPolicyAgent):
             for _ in range(2)
         )
         self.target_network.requires_grad_(False).load_state_dict(self.network.state_dict())
-        self.optimizer = Adam(self.network.parameters(), config.learning_rate, fused=True)
+        self.optimizer = FusedAdam(self.network.parameters(), config.learning_rate)
 
     def _prepare(self) -> None:
         self._parameters = list(self.network.parameters())
         self._target_parameters = list(self.target_network.parameters())
         self._loss_step = self._compiled(self._loss)
+
+    def _perceptron(self) -> Perceptron:
+        # The value of the state is the same for all choices of a branch: advantages decide.
+        head = linear(self.network.advantage_head)
+        return Perceptron(body_layers(self.network.body), head, self.config.activation, "choose")
 
     @property
     def epsilon(self) -> float:
@@ -247,10 +259,7 @@ class DQNAgent(OffPolicyAgent):
             batch.next_mask,
             self.n_branches,
         )
-        self.optimizer.zero_grad()
-        loss.backward()
-        clip_gradients(self._parameters, self.config.max_grad_norm)
-        self.optimizer.step()
+        descend(loss, self._parameters, self.optimizer, self.config.max_grad_norm)
         if batch.index is not None and self.replay is not None:
             self.replay.update_priorities(batch.index, error)
         return {"loss": loss.detach(), "q_mean": value, "epsilon": torch.tensor(self.epsilon)}

@@ -115,8 +115,8 @@ class RolloutBuffer:
             ValueError: it was saved with other settings, or is damaged.
         """
         check_like(state, {"tensors": self.tensors, "position": 0}, "rollout")
-        if not 0 <= state["position"] <= self.n_steps:
-            raise ValueError(f"the position of a rollout must be in [0, {self.n_steps}], got {state['position']}")
+        if not 0 <= state["position"] < self.n_steps:
+            raise ValueError(f"the position of a rollout must be in [0, {self.n_steps}), got {state['position']}")
         bar = state["tensors"]["bar"]
         if bar.numel() and (int(bar.min()) < 0 or int(bar.max()) > self._last_bar()):
             raise ValueError("the rollout stands at bars that the environment does not have")

@@ -7,13 +7,14 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Adam
 
 from ml.tradingbots.components.agent_config import OffPolicyConfig, check_gsde, check_positive, check_share
 from ml.tradingbots.components.buffers import Batch
 from ml.tradingbots.components.exploration import StateDependentNoise
-from ml.tradingbots.components.networks import Body, Critic, SquashedGaussianActor, clip_gradients, soft_update
+from ml.tradingbots.components.networks import GSDE_MEAN_BOUND, Body, Critic, SquashedGaussianActor, soft_update
 from ml.tradingbots.components.off_policy import OffPolicyAgent
+from ml.tradingbots.components.optimizers import FusedAdam, descend
+from ml.tradingbots.components.single_action import Perceptron, body_layers, linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +76,9 @@ class SACAgent(OffPolicyAgent):
         self.critic_target.requires_grad_(False).load_state_dict(self.critic.state_dict())
         self.log_alpha = torch.tensor(config.alpha, device=self.device).log().requires_grad_(config.auto_alpha)
         self.target_entropy = -float(self.action_dim) if config.target_entropy is None else config.target_entropy
-        # Fused Adam must be asked for on a CPU, where the default is a Python loop over parameters.
-        self.actor_optimizer = Adam(self.actor.parameters(), config.learning_rate, fused=True)
-        self.critic_optimizer = Adam(self.critic.parameters(), config.learning_rate, fused=True)
-        self.alpha_optimizer = Adam([self.log_alpha], config.learning_rate, fused=True)
+        self.actor_optimizer = FusedAdam(self.actor.parameters(), config.learning_rate)
+        self.critic_optimizer = FusedAdam(self.critic.parameters(), config.learning_rate)
+        self.alpha_optimizer = FusedAdam([self.log_alpha], config.learning_rate)
 
     def _prepare(self) -> None:
         self._actor_parameters = list(self.actor.parameters())
@@ -86,6 +86,11 @@ class SACAgent(OffPolicyAgent):
         self._target_parameters = list(self.critic_target.parameters())
         self._critic_step = self._compiled(self._critic_loss)
         self._actor_step = self._compiled(self._actor_loss)
+
+    def _perceptron(self) -> Perceptron:
+        bound = GSDE_MEAN_BOUND if self.config.gsde else None
+        head = linear(self.actor.head, self.action_dim)
+        return Perceptron(body_layers(self.actor.body), head, self.config.activation, "squash", bound)
 
     def deterministic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the squashed mean; (batch, action_dim)."""
@@ -104,16 +109,9 @@ class SACAgent(OffPolicyAgent):
         alpha = self.log_alpha.detach().exp()
 
         critic_loss, value = self._critic_step(batch, alpha, self._normal(len(batch.reward)))
-        self.critic_optimizer.zero_grad()
-        critic_loss.backward(inputs=self._critic_parameters)
-        clip_gradients(self._critic_parameters, config.max_grad_norm)
-        self.critic_optimizer.step()
-
+        descend(critic_loss, self._critic_parameters, self.critic_optimizer, config.max_grad_norm)
         actor_loss, entropy = self._actor_step(batch.observation, alpha, self._normal(len(batch.reward)))
-        self.actor_optimizer.zero_grad()
-        actor_loss.backward(inputs=self._actor_parameters)  # No gradient is spent on the critics.
-        clip_gradients(self._actor_parameters, config.max_grad_norm)
-        self.actor_optimizer.step()
+        descend(actor_loss, self._actor_parameters, self.actor_optimizer, config.max_grad_norm)
 
         # Temperature: rises while the policy's entropy is below its target.
         if config.auto_alpha:

@@ -301,7 +301,7 @@ def _optimizer_entries(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What an optimiser remembers of a parameter, found by letting one like it take a step."""
     parameter = torch.zeros(1, requires_grad=True)
     parameter.grad = torch.zeros(1)
-    probe = type(optimizer)([parameter], **optimizer.defaults)
+    probe = type(optimizer)([parameter], optimizer.defaults["lr"])
     probe.step()
     return dict(probe.state[parameter])
 

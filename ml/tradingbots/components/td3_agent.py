@@ -11,7 +11,8 @@ from torch import Tensor
 from ml.tradingbots.components.agent_config import AgentConfig, check_at_least_one
 from ml.tradingbots.components.buffers import Batch
 from ml.tradingbots.components.deterministic_policy import DeterministicPolicyAgent, DeterministicPolicyConfig
-from ml.tradingbots.components.networks import clip_gradients, soft_update
+from ml.tradingbots.components.networks import soft_update
+from ml.tradingbots.components.optimizers import descend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +52,7 @@ class TD3Agent(DeterministicPolicyAgent):
         config = self.config
         noise = torch.randn(batch.action.shape, generator=self.generator, device=self.device)
         critic_loss, value = self._critic_step(batch, noise)
-        self.critic_optimizer.zero_grad()
-        critic_loss.backward(inputs=self._critic_parameters)
-        clip_gradients(self._critic_parameters, config.max_grad_norm)
-        self.critic_optimizer.step()
+        descend(critic_loss, self._critic_parameters, self.critic_optimizer, config.max_grad_norm)
         # Counted from one, over the agent's life: the delayed steps are every second of all steps.
         if (self.num_updates + 1) % config.policy_delay == 0:
             self._last_actor_loss = self._improve_policy(batch)

@@ -17,13 +17,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ml.tradingbots.components.action_space import BUY, HOLD, SELL
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.rl_agents import create_rl_agent
 from ml.tradingbots.components.rl_environment import TradingEnvironment
-from ml.tradingbots.components.sac_agent import SACConfig
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
 from ml.tradingbots.data.optimal import MarkovMarket, OptimalPolicy, optimal_policy
 from ml.tradingbots.data.synthetic import SyntheticMarket, autoregressive, ornstein_uhlenbeck, random_walk
+from ml.tradingbots.training.market_recipes import N_ENVS, market_recipe
 from ml.tradingbots.training.rl_training import RLTrainingConfig, train_rl_agent
 
 KnownMarket = Literal["ar1", "ou", "faint_ar1", "random_walk"]
@@ -81,25 +82,38 @@ CASES = {
     "random walk": Case("random_walk", 0.0005, 0.9),
 }
 
-# Chosen on AR(1) seed 0. The paper's target entropy, −1, leaves noise in the policy that pays costs on every bar.
-SAC_RECIPE = SACConfig(
-    hidden_dim=64, batch_size=1_024, learning_rate=1e-3, alpha=0.1, target_entropy=-3.5, learning_starts=5_000
-)
-TRAINING_RECIPE = RLTrainingConfig(total_timesteps=400_000, n_envs=64, progress=False)
+TRAINING_RECIPE = RLTrainingConfig(total_timesteps=400_000, n_envs=N_ENVS, progress=False)
 
 
-def regret_of_sac(case: str, *, seed: int, total_timesteps: int = 400_000) -> RegretResult:
-    """Train SAC by the recipe of this page on one of `CASES` and judge it."""
+def regret_of(
+    agent_type: str, case: str, *, seed: int, total_timesteps: int = 400_000, config: Any = None
+) -> RegretResult:
+    """Train an agent by its recipe on one of `CASES` and judge it.
+
+    Args:
+        agent_type: a name of `list_available_agents()`; DQN is judged beside the optimum of its own three choices.
+        case: a name of `CASES`.
+        seed: of agent, training path and starts.
+        total_timesteps: transitions to train on.
+        config: the agent's config; None takes the recipe of `market_recipes`.
+    """
     chosen = CASES[case]
-    config = dataclasses.replace(SAC_RECIPE, gamma=chosen.discount)
+    config = config or market_recipe(agent_type, discount=chosen.discount)
     return measure_regret(
-        lambda state_dim, action_dim: create_rl_agent("sac", state_dim, action_dim, config, seed=seed),
+        lambda state_dim, action_dim: create_rl_agent(agent_type, state_dim, action_dim, config, seed=seed),
         dataclasses.replace(TRAINING_RECIPE, total_timesteps=total_timesteps, seed=seed),
         chosen.market,
         seed=seed,
         cost_rate=chosen.cost_rate,
         discount=chosen.discount,
+        env_config=regret_environment(agent_type),
     )
+
+
+def regret_environment(agent_type: str) -> TradingEnvConfig:
+    """Return how an agent trades the known markets: it is shown one bar, and DQN chooses among hold, buy and sell."""
+    actions: Literal["discrete", "continuous"] = "discrete" if agent_type == "dqn" else "continuous"
+    return TradingEnvConfig(window_size=1, episode_length=500, action_type=actions)
 
 
 class Walk(NamedTuple):
@@ -165,7 +179,7 @@ def measure_regret(
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     unseen = known_market(market, N_TEST_BARS, seed=2_000 + seed)
     assert isinstance(unseen.parameters, MarkovMarket)
-    policy = optimal_policy(unseen.parameters, cost_rate=cost_rate, discount=discount)
+    policy = optimal_policy(unseen.parameters, cost_rate=cost_rate, discount=discount, actions=config.action_type)
     gains, turnover, exposure = gain_of_agent(agent, unseen, config)
     best, _, _ = gain_of_optimum(policy, unseen, config)
     return RegretResult(
@@ -191,7 +205,10 @@ def gain_of_optimum(policy: OptimalPolicy, market: SyntheticMarket, config: Trad
     """Walk the optimal policy over the same accounts, in the same environment; it is told the market's state."""
 
     def decide(env: TradingVectorEnv, _observation: Tensor) -> Tensor:
-        target = policy.target_weight(market.state[env.bar.numpy()], env.account.weight.numpy())
+        held = env.account.weight.numpy()
+        target = policy.target_weight(market.state[env.bar.numpy()], held)
+        if config.action_type == "discrete":
+            return torch.as_tensor(np.select([target == held, target == policy.max_weight], [HOLD, BUY], SELL))
         return torch.as_tensor(target)[:, None]
 
     return _walk(market, config, decide)

@@ -38,6 +38,8 @@ N_LOG_ROWS = 200
 N_CHECKPOINTS = 20
 # What an unknown number of timesteps, a budget in episodes, is taken for when frequencies are chosen.
 TYPICAL_TIMESTEPS = 200_000
+# A frequency that no run reaches. One past its budget would not do: whole vector steps may overshoot it.
+NEVER = 2**62
 # Length of a training episode that starts at a random bar, where the environment's config sets none: a year of daily bars.
 # Episodes that all ran to the end of the data would visit its last bars far more often than its first.
 RANDOM_EPISODE_BARS = 252
@@ -211,13 +213,13 @@ class _Run:
         self.bars_per_year = (
             self.env.market.bars.bars_per_year if isinstance(self.env, TradingVectorEnv) else float("nan")
         )
-        expected = config.total_timesteps or TYPICAL_TIMESTEPS
+        expected = self._expected_timesteps()
         self.log_frequency = config.log_frequency or expected // N_LOG_ROWS or 1
         self.checkpoint_frequency = config.checkpoint_frequency or expected // N_CHECKPOINTS or 1
 
     def _evaluator(self) -> EvalCallback:
         config, best = self.config, Path(self.config.run_dir) / "best.pt" if self.config.run_dir else None
-        frequency = config.eval_frequency or config.budget + 1  # Never due; the end evaluates by itself.
+        frequency = config.eval_frequency or NEVER  # The end evaluates by itself.
         by_steps = config.total_timesteps is not None
         return EvalCallback(
             eval_freq=frequency if by_steps else 0,
@@ -261,10 +263,20 @@ class _Run:
         if self._is_complete():
             self.state.request_stop(f"the budget of {self.config.budget} was already spent")
             return iter(())
+        self.agent.schedule_timesteps = self._offset + self._expected_timesteps()
         steps: Iterator[StepReport] = self.agent.training_steps(
             self.env, batch_size=self.config.batch_size, observation=observation
         )
         return steps
+
+    def _expected_timesteps(self) -> int:
+        """Return how long the run will be: what schedules span. For a budget of episodes, were they all of full length."""
+        if self.config.total_timesteps is not None:
+            return self.config.total_timesteps
+        if not isinstance(self.env, TradingVectorEnv):
+            return TYPICAL_TIMESTEPS
+        market = self.env.market
+        return self.config.budget * (self.env.config.episode_length or market.last_bar - market.first_bar)
 
     def _begin(self) -> None:
         """Set up what the agent sees; a fresh run."""
