@@ -14,6 +14,7 @@ import torch
 import tyro
 
 from ml.tradingbots.components import TradingEnvConfig, TradingEnvironment, create_rl_agent, load_rl_agent
+from ml.tradingbots.components.agent_config import ActionType
 from ml.tradingbots.components.rl_agents import AGENTS
 from ml.tradingbots.data import Bars, train_test_split
 from ml.tradingbots.training import (
@@ -105,6 +106,7 @@ class Blocks:
 def run(argv: list[str]) -> int:
     """Train, judge, report."""
     arguments: Train[Any] = parse(Train[_config_class(argv)], "train", argv)  # type: ignore[misc]
+    arguments = with_fitting_actions(arguments, argv)
     if arguments.run_dir is None:
         if arguments.resume:
             raise ValueError("--resume needs --run-dir, the folder of the run to go on with")
@@ -112,6 +114,15 @@ def run(argv: list[str]) -> int:
         argv = [*argv, f"--run-dir={arguments.run_dir}"]
     train_and_judge(arguments, how_to_resume=resume_command("train", argv))
     return 0
+
+
+def with_fitting_actions(arguments: Train[Any], argv: list[str]) -> Train[Any]:
+    """Let the environment take the kind of actions that the agent gives, unless the user asked for another."""
+    if any(word.replace("_", "-").startswith("--env.action-type") for word in argv):
+        return arguments
+    is_discrete = arguments.agent == "dqn" or getattr(arguments.config, "action_type", "continuous") == "discrete"
+    wanted: ActionType = "discrete" if is_discrete else "continuous"
+    return dataclasses.replace(arguments, env=dataclasses.replace(arguments.env, action_type=wanted))
 
 
 def resume_command(verb: str, argv: list[str]) -> str:

@@ -6,7 +6,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "ml" / "README.md", ROOT / "docs" / "data.md"]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "ml" / "README.md",
+    ROOT / "docs" / "data.md",
+    *sorted((ROOT / "docs" / "algorithms").glob("*.md")),
+]
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 

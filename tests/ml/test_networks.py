@@ -187,12 +187,15 @@ def test_the_deviation_of_state_dependent_noise_is_that_of_the_noise():
         torch.testing.assert_close(noise.std(0), gsde_log_std(row[None], log_std).exp()[0], rtol=0.005, atol=0.0)
 
 
-def test_the_density_of_state_dependent_noise_does_not_shape_the_features():
+def test_the_density_of_state_dependent_noise_shapes_the_features_unless_they_are_detached():
+    # Where nothing flows into them, the features of SAC may die, and the noise with them.
     features = torch.ones(4, 5, requires_grad=True)
     log_std = torch.zeros(5, 3, requires_grad=True)
-    gsde_log_std(features, log_std).sum().backward()
+    gsde_log_std(features.detach(), log_std).sum().backward()
     assert features.grad is None
     assert torch.count_nonzero(log_std.grad) == 15
+    gsde_log_std(features, log_std).sum().backward()
+    assert torch.count_nonzero(features.grad) == 20
 
 
 def test_state_dependent_noise_has_a_density_where_all_features_are_zero():

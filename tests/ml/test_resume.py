@@ -146,7 +146,8 @@ def pieces(name, stop_at=None):
         EvalCallback(market(**env_settings | {"seed": 7}), eval_freq=70),
         StopAt(stop_at),
     ]
-    return env, agent, callbacks, {"n_envs": 3, "log_frequency": 10, "progress": False, "seed": 2} | run_settings
+    settings = {"n_envs": 3, "log_frequency": 10, "checkpoint_frequency": 80, "progress": False, "seed": 2}
+    return env, agent, callbacks, settings | run_settings
 
 
 def run(name, folder, *, cut=None, resume_from=None):
@@ -234,6 +235,8 @@ def test_the_best_agent_of_a_resumed_run_is_that_of_an_uninterrupted_one(runs, n
     found, expected = (
         torch.load(folder / kind / "best.pt", weights_only=False) for kind in ("resumed", "uninterrupted")
     )
+    for content in (found, expected):
+        content["counters"].pop("schedule_timesteps")  # The budget, which may have been smaller before the cut.
     assert_same(found, expected)
 
 
@@ -443,7 +446,7 @@ def test_a_wrong_or_missing_value_anywhere_in_what_an_agent_remembers_is_refused
     places = list(places_in(memory, ("memory",)))[1:]
     assert len(places) >= 6
     for place in places:
-        for value in WRONG[::2]:
+        for value in WRONG if kind == "sac" else WRONG[::2]:
             assert_resume_refused(with_value(path, place, value), None, kind)
         if place[-1] == "next_masks":
             continue  # A memory of an environment that masks nothing.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ml.tradingbots.components.agent_config import AgentConfig
-from ml.tradingbots.components.encoders import window_shape
+from ml.tradingbots.components.encoders import least_parameters, window_shape
 from ml.tradingbots.components.serialization import CheckpointError, require_keys, shown
 
 
@@ -82,10 +82,10 @@ def _least_parameters(state: dict[str, Any], config: AgentConfig, path: str | Pa
     encoder = 0
     if config.network != "mlp":
         try:
-            row_dim = window_shape(state["environment"], width).row_dim
+            window = window_shape(state["environment"], width)
         except ValueError as error:
             raise CheckpointError(f"{path}: {error}") from error
-        encoder = 16 * (row_dim + config.hidden_dim)  # Each reads rows into tokens, and tokens into what it returns.
+        encoder = least_parameters(config.network, window, config.hidden_dim)
         width = config.hidden_dim
     sizes = [width, *config.widths, state["dimensions"]["action_dim"]]
     return int(encoder + sum(before * after for before, after in pairwise(sizes)))

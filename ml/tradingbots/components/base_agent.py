@@ -246,10 +246,15 @@ class BaseAgent(ABC):
     def bind(self, env: Any) -> None:
         """Check that an environment fits, and take over its action space and specification.
 
+        Args:
+            env: a vector environment, or a `TradingEnvironment`.
+
         Raises:
             ValueError: observation or action dimensions differ, or actions have no bounds.
             TypeError: the action space is not the kind this agent acts in.
         """
+        if not hasattr(env, "single_observation_space"):
+            env = env.vectorize(1)
         shape = env.single_observation_space.shape
         if shape != (self.state_dim,):
             raise ValueError(
@@ -458,6 +463,15 @@ class BaseAgent(ABC):
     def _become(self, other: BaseAgent, *, keeping: tuple[str, ...] = ()) -> None:
         self.__dict__.update(other.__dict__ | {name: self.__dict__[name] for name in keeping})
         self._become_ready()  # What was derived were the other agent's.
+
+    def _check_choices(self, action: Tensor) -> None:
+        """Check the actions in a saved memory of a discrete agent: whole numbers of choices it has; raises ValueError."""
+        if self.is_discrete and bool(((action != action.floor()) | (action < 0) | (action >= self._n_choices)).any()):
+            raise ValueError(f"the memory holds actions that are none of {self._n_choices} choices")
+
+    @property
+    def _n_choices(self) -> int:
+        return self.action_dim // self.n_branches
 
     def _check_learned(self, learned: dict[str, Any]) -> None:
         """Check networks and optimisers from a file against those of this agent; raises ValueError."""

@@ -271,6 +271,10 @@ class ReplayBuffer:
         error = absolute_error.detach().to(torch.float64)
         self.priorities.update(index, (error + self.priority_epsilon) ** self.priority_exponent)
 
+    def actions(self) -> Tensor:
+        """Actions stored so far; (size, action_dim)."""
+        return self.rows[: self.size, 2 * self.key_dim : -2]
+
     def rewards(self) -> Tensor:
         """Rewards stored so far; (size,)."""
         return self.rows[: self.size, -2]
@@ -342,12 +346,7 @@ class ReplayBuffer:
             return False
         if self.source is None or size == 0:
             return True
-        first_and_last = torch.stack([bars.min(), bars.max() + 1]).to(self.bars.device).long()
-        try:
-            seen = self.source.gather(first_and_last, torch.zeros((2, self.key_dim), device=self.rows.device))
-        except IndexError:
-            return False
-        return bool(torch.isfinite(seen).all())
+        return are_bars_of(self.source, bars.to(self.bars.device))
 
     def _priorities_fit(self, priorities: Any, highest: Any, size: int) -> bool:
         if not _is_tensor(priorities, torch.float64, (size,)) or not _is_tensor(highest, torch.float64, ()):
@@ -363,3 +362,13 @@ def _is_tensor(value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     if type(value) is not Tensor or value.layout is not torch.strided or value.device.type == "meta":
         return False
     return value.dtype == dtype and value.shape == shape
+
+
+def are_bars_of(source: IndexedObservations, bars: Tensor) -> bool:
+    """Whether an environment can rebuild the observations at some bars, one or more, and at the bars after them."""
+    first_and_last = torch.stack([bars.min(), bars.max() + 1]).long()
+    try:
+        seen = source.gather(first_and_last, torch.zeros((2, source.account_dim), device=bars.device))
+    except IndexError:
+        return False
+    return bool(torch.isfinite(seen).all())

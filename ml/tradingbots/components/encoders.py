@@ -305,6 +305,15 @@ def make_encoder(network: NetworkName, state_dim: int, window: WindowShape | Non
     return WindowEncoder(window, hidden_dim, bodies[network](window))
 
 
+def least_parameters(network: NetworkName, window: WindowShape, hidden_dim: int) -> int:
+    """Count the weights that an encoder has at least, without making it."""
+    length = window.window_size
+    for _ in range(N_CONVOLUTIONS):
+        length = (length + 1) // 2
+    tokens = length if network == "cnn" else 1
+    return WIDTH * (window.row_dim + tokens * hidden_dim)
+
+
 def _orthogonal(layer: Layer, gain: float) -> Layer:
     """Draw a layer's weights orthogonal and set its biases to 0 (Saxe et al., 2014)."""
     _draw_orthogonal(layer.weight, gain)

@@ -155,13 +155,13 @@ def gsde_log_std(features: Tensor, log_std: Tensor) -> Tensor:
     """Log standard deviation of state-dependent noise.
 
     Args:
-        features: (batch, n_features); no gradient flows into them, so that the noise does not shape the features.
+        features: (batch, n_features); detach them where the noise must not shape them.
         log_std: of the noise matrix's entries; (n_features, action_dim).
 
     Returns:
         (batch, action_dim).
     """
-    variance = features.detach().square() @ log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp().square()
+    variance = features.square() @ log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp().square()
     return 0.5 * (variance + GSDE_VARIANCE_FLOOR).log()
 
 

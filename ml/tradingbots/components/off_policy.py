@@ -107,6 +107,7 @@ class OffPolicyAgent(BaseAgent):
             has_masks = saved_mask_dim(state["replay"].get("next_masks")) > 0
             self.replay = self._new_replay(env, self.action_dim if has_masks else 0)
             self.replay.load_state_dict(state["replay"])
+            self._check_choices(self.replay.actions())
             generator = self.generator.get_state()
             self._begin_exploring(env.num_envs)  # May draw, which the run that goes on did not.
             self.generator.set_state(generator)

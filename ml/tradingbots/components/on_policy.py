@@ -131,7 +131,7 @@ class OnPolicyAgent(BaseAgent):
     def _log_std(self, features: Tensor) -> Tensor:
         """Log standard deviation of numbers: (action_dim,), or (batch, action_dim) where it depends on the state."""
         log_std = self.network.log_std
-        return gsde_log_std(features, log_std) if self.config.gsde else log_std
+        return gsde_log_std(features.detach(), log_std) if self.config.gsde else log_std
 
     def _evaluate(self, observation: Tensor, action: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return log-probability (batch,), entropy (batch,) or () where it is the same everywhere, and value (batch,)."""
@@ -267,6 +267,7 @@ class OnPolicyAgent(BaseAgent):
         for name in ("totals", "exploration"):
             check_like(state[name], ours[name], name)
         rollouts.load_state_dict(state["rollouts"])
+        self._check_choices(rollouts.tensors["action"])
         scaler.total = state["totals"].to(self.device)
         if self.noise is not None:
             self.noise.matrices = state["exploration"]["matrices"].to(self.device)

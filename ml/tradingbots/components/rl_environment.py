@@ -258,9 +258,20 @@ class TradingEnvironment(gymnasium.Env[npt.NDArray[np.float32], Any]):
             "target_weight": self._asked(),
         }
         if self._idle is not None:
-            weight = account.weight if self._n_assets == 1 else np.reshape(account.weight, (-1, 1))
-            info["action_mask"] = legal_choices(weight, self._idle).ravel().view(np.int8)
+            info["action_mask"] = self.action_mask(account.weight)
         return info
+
+    def action_mask(self, weight: Any = None) -> npt.NDArray[np.int8] | None:
+        """Return which choices are legal, as `info["action_mask"]`; None where actions are continuous.
+
+        Args:
+            weight: share of equity held; a number for one asset, or (n_assets,). None is the account's own.
+        """
+        if self._idle is None:
+            return None
+        held = np.reshape(self.account.weight if weight is None else weight, (-1, 1))
+        legal: npt.NDArray[np.int8] = legal_choices(held, self._idle).ravel().view(np.int8)
+        return legal
 
     def _asked(self) -> Any:
         """Return the last target with None for no order: NaN equals nothing, and Gymnasium's checker compares infos."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ml.tradingbots.components.buffers import IndexedObservations
+from ml.tradingbots.components.buffers import IndexedObservations, are_bars_of
 from ml.tradingbots.components.normalization import RunningMeanStd
 from ml.tradingbots.components.serialization import check_like
 
@@ -117,15 +117,12 @@ class RolloutBuffer:
         check_like(state, {"tensors": self.tensors, "position": 0}, "rollout")
         if not 0 <= state["position"] < self.n_steps:
             raise ValueError(f"the position of a rollout must be in [0, {self.n_steps}), got {state['position']}")
-        bar = state["tensors"]["bar"]
-        if bar.numel() and (int(bar.min()) < 0 or int(bar.max()) > self._last_bar()):
+        bar = state["tensors"]["bar"][: state["position"]]
+        if self.source is not None and len(bar) and not are_bars_of(self.source, bar.to(self.tensors["bar"].device)):
             raise ValueError("the rollout stands at bars that the environment does not have")
         for name, value in state["tensors"].items():
             self.tensors[name].copy_(value)
         self.position = state["position"]
-
-    def _last_bar(self) -> int:
-        return int(self.source.market.n_bars) - 2  # type: ignore[union-attr]
 
 
 class ReturnScaler:

@@ -40,12 +40,14 @@ class TD3Agent(DeterministicPolicyAgent):
     agent_type: ClassVar[str] = "td3"
     description: ClassVar[str] = "Twin Delayed DDPG - twin critics with delayed policy updates"
     config_class: ClassVar[type[AgentConfig]] = TD3Config
+    # The loss of the policy's last step is logged on the steps between, after a resume too.
+    learned: ClassVar[tuple[str, ...]] = (*DeterministicPolicyAgent.learned, "actor_loss")
     n_critics: ClassVar[int] = 2
     config: TD3Config
 
-    def _prepare(self) -> None:
-        super()._prepare()
-        self._last_actor_loss = torch.zeros((), device=self.device)
+    def _build(self) -> None:
+        super()._build()
+        self.actor_loss = torch.zeros((), device=self.device)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one gradient step on the critics and, every `policy_delay` steps, one on the policy (algorithm 1)."""
@@ -55,9 +57,9 @@ class TD3Agent(DeterministicPolicyAgent):
         descend(critic_loss, self._critic_parameters, self.critic_optimizer, config.max_grad_norm)
         # Counted from one, over the agent's life: the delayed steps are every second of all steps.
         if (self.num_updates + 1) % config.policy_delay == 0:
-            self._last_actor_loss = self._improve_policy(batch)
+            self.actor_loss = self._improve_policy(batch)
             soft_update(self._target_parameters, self._online_parameters, config.tau)
-        return {"critic_loss": critic_loss.detach(), "actor_loss": self._last_actor_loss, "q_mean": value}
+        return {"critic_loss": critic_loss.detach(), "actor_loss": self.actor_loss, "q_mean": value}
 
     def _critic_loss(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Squared errors of both critics against the smaller target value, smoothed over similar actions."""

@@ -49,10 +49,17 @@ def evaluate_agent(
         The comparison: `table()`, `verdict()`, `diagnosis()`, `metrics`.
     """
     whole = evaluation_environment(env)
-    trajectory = run_strategy(whole, lambda obs, _bar: agent.select_action(obs, deterministic=True), name=name)
+    trajectory = run_strategy(whole, lambda obs, _bar: act(agent, obs, whole.action_mask()), name=name)
     return EvaluationResult.from_trajectories(
         trajectory, run_baselines(env), n_bootstrap=n_bootstrap, seed=seed, sample=sample
     )
+
+
+def act(agent: Any, observation: Any, action_mask: Any) -> Any:
+    """Return an agent's deterministic action; agents of ours are told which choices are legal, others need not listen."""
+    knows_masks = action_mask is not None and getattr(agent, "is_discrete", False)
+    legal = {"action_mask": action_mask} if knows_masks else {}
+    return agent.select_action(observation, deterministic=True, **legal)
 
 
 def evaluation_environment(env: TradingEnvironment, **changes: Any) -> TradingEnvironment:
@@ -148,11 +155,11 @@ def evaluate_episodes(agent: Any, env: Any, *, n_episodes: int = 10, seed: int =
         Sum of rewards of each episode; (n_episodes,).
     """
     vector_env = as_vector_env(env, n_envs=1, seed=seed)
-    observation, _ = vector_env.reset()
+    observation, infos = vector_env.reset()
     episode_returns: list[float] = []
     while len(episode_returns) < n_episodes:
         with torch.inference_mode():
-            action = agent.select_action(observation, deterministic=True)
+            action = act(agent, observation, infos.get("action_mask"))
         observation, _, _, _, infos = vector_env.step(action)
         if "episode" in infos:
             episode_returns += infos["episode"]["r"][infos["_episode"]].tolist()

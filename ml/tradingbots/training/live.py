@@ -24,6 +24,7 @@ from ml.tradingbots.components.serialization import CheckpointError, checked_con
 from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.data.names import did_you_mean
 from ml.tradingbots.data.timestamps import utc_timestamp
+from ml.tradingbots.training.evaluation import act
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -173,7 +174,7 @@ def _replayed(agent: Any, env: TradingEnvironment, bar: int, start: str | date |
     orders = deque(np.full((delay, n_assets), np.nan), maxlen=delay)
     observation, info = env.reset(options={"start_bar": _first_bar(env.market, bar, start)})
     while info["bar"] < bar:
-        action = agent.select_action(observation, deterministic=True)
+        action = act(agent, observation, env.action_mask())
         observation, _, terminated, _, info = env.step(action)
         # None, no order, becomes NaN.
         orders.append(np.atleast_1d(np.asarray(info["target_weight"], dtype=np.float64)))
@@ -226,7 +227,7 @@ def _told(agent: Any, env: TradingEnvironment, bar: int, account: LiveAccount) -
 
 
 def _decide(agent: Any, env: TradingEnvironment, bar: int, observation: Any, **account: Any) -> Decision:
-    action = agent.select_action(observation, deterministic=True)
+    action = act(agent, observation, env.action_mask(account["weights"]))
     return Decision(
         timestamp=env.market.bars.timestamps[bar],
         assets=env.market.assets,

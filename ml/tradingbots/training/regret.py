@@ -24,6 +24,7 @@ from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
 from ml.tradingbots.data.optimal import MarkovMarket, OptimalPolicy, optimal_policy
 from ml.tradingbots.data.synthetic import SyntheticMarket, autoregressive, ornstein_uhlenbeck, random_walk
+from ml.tradingbots.training.evaluation import act
 from ml.tradingbots.training.market_recipes import N_ENVS, market_recipe
 from ml.tradingbots.training.rl_training import RLTrainingConfig, train_rl_agent
 
@@ -198,7 +199,7 @@ def measure_regret(
 
 def gain_of_agent(agent: Any, market: SyntheticMarket, config: TradingEnvConfig) -> Walk:
     """Walk an agent's deterministic policy over a market."""
-    return _walk(market, config, lambda env, observation: agent.select_action(observation, deterministic=True))
+    return _walk(market, config, lambda env, observation: act(agent, observation, env.action_mask()))
 
 
 def gain_of_optimum(policy: OptimalPolicy, market: SyntheticMarket, config: TradingEnvConfig) -> Walk:

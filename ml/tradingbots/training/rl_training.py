@@ -65,7 +65,8 @@ class RLTrainingConfig:
     normalize_observations: bool = True
     """Whether the agent sees observations scaled: by the exact statistics of the training prices, or by running ones."""
     normalize_rewards: bool = True
-    """Whether rewards are divided by their standard deviation under the first random actions, inside the agent only."""
+    """Whether rewards are scaled inside the agent: divided by their standard deviation under the first random actions, or,
+    for PPO and A2C, by the running standard deviation of their discounted sum."""
     seed: int = 0
     """Of the training environment's starts; the agent has a seed of its own."""
     log_frequency: int = 0
