@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-learning test-slow test-oracle check format bench clean
+.PHONY: help setup demo test test-learning test-slow test-oracle check format bench reference clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,9 +47,13 @@ format: $(STAMP) ## Rewrite the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## Run the benchmarks (parity is checked before anything is timed)
+bench: $(STAMP) ## Run the benchmarks (parity is checked before anything is timed; two hours or so)
 	$(BIN)/python benchmarks/environment.py
+	$(BIN)/python benchmarks/agents.py
 	$(BIN)/python benchmarks/regret.py
+
+reference: $(STAMP) ## Score every agent on public tasks, five seeds (hours; goes on where it was interrupted)
+	$(BIN)/python benchmarks/reference.py --resume
 
 clean: ## Remove the virtual environments and caches
 	rm -rf $(VENV) .venv-oracle .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

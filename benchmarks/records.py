@@ -12,8 +12,7 @@ import hashlib
 import json
 import os
 import platform
-import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -80,14 +79,8 @@ def as_json(value: Any) -> Any:
     return {"from": value(1.0), "to": value(0.0)} if callable(value) else value
 
 
-def spread(values: Iterable[float]) -> dict[str, float]:
-    """Return median, lowest and highest."""
-    found = list(values)
-    return {"median": statistics.median(found), "min": min(found), "max": max(found)}
-
-
 class Records:
-    """Rows of one file of `results/`, each under a key of its own.
+    """Rows of one file of `results/`, each under a key of its own; what is not measured again stays as it was.
 
     Args:
         name: of the file, without its ending.
@@ -100,7 +93,7 @@ class Records:
         self.save, self.resume = save or resume, resume
         content = json.loads(self.path.read_text()) if self.save and self.path.exists() else {}
         self.conditions: dict[str, Any] = content.get("conditions", {})
-        self.rows: dict[str, dict[str, Any]] = {row["key"]: row for row in content.get("rows", ())}
+        self.rows: dict[str, dict[str, Any]] = {row["key"]: row for row in content.get("rows", ()) if "key" in row}
 
     def done(self, key: str, under: Mapping[str, Any]) -> dict[str, Any] | None:
         """Return the row of a key if a resumed run need not make it again."""

@@ -1,69 +1,161 @@
-"""How close SAC comes to a computed optimum, on bars it never saw.
+"""How close every agent comes to a computed optimum on bars it never saw, beside Stable-Baselines3 with as many timesteps.
 
-    python benchmarks/regret.py                      # AR(1) and OU, five seeds each
-    python benchmarks/regret.py --cases ar1 --seeds 1
+    python benchmarks/regret.py --save                            # six agents, AR(1) and OU, five seeds; an hour or two
+    python benchmarks/regret.py --agents ppo --cases ar1 --seeds 1 --no-rival
+    python benchmarks/regret.py --resume                          # goes on where a run was interrupted
 
-Prints, per market and seed, the optimum, the agent and their ratio, in basis points a bar over flat; then the medians.
-Also: with costs above the edge it must stay flat, and on a random walk it must claim nothing.
+Gains are in basis points a bar over flat; `share` is the agent's over the optimum's on the same bars and accounts. DQN is
+judged beside the optimum of hold, buy and sell. SAC has two cases more: with costs above the edge it must stay flat, and on a
+random walk it must claim nothing.
 """
 
 from __future__ import annotations
 
-import json
-import platform
+import dataclasses
 import statistics
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import tyro
+from records import Records, conditions
+from rivals import ALGORITHMS, SB3_SETTINGS, Algorithm, measure_sb3_regret
 
-from ml.tradingbots.training.regret import CASES, SAC_RECIPE, TRAINING_RECIPE, regret_of_sac
+from ml.tradingbots.training.market_recipes import market_recipe
+from ml.tradingbots.training.regret import CASES, TRAINING_RECIPE, RegretResult, regret_of
 
-RESULTS = Path(__file__).parent / "results" / "regret.json"
+EARNING = ("ar1", "ou")
+FLAT = ("costs above the edge", "random walk")
+BASIS_POINT = 1e-4
 
 
 @dataclass(frozen=True)
 class Options:
     """What to run."""
 
-    cases: tuple[str, ...] = tuple(CASES)
-    """Names of the cases."""
+    agents: tuple[Algorithm, ...] = tuple(ALGORITHMS)
+    """Which agents."""
+    cases: tuple[str, ...] = (*EARNING, *FLAT)
+    """Names of cases; the two without gain are SAC's alone."""
     seeds: int = 5
-    """Seeds per case."""
+    """Seeds per agent and case."""
     total_timesteps: int = 400_000
-    """Transitions per run."""
+    """Transitions per run, of ours and of theirs."""
+    rival: bool = True
+    """Whether Stable-Baselines3 is measured too, where there is something to earn."""
     save: bool = False
-    """Whether to write benchmarks/results/regret.json."""
+    """Whether to write benchmarks/results/regret.json, row by row."""
+    resume: bool = False
+    """As `save`, and runs that the file has from the same settings, code, versions and machine are not made again."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    who: str
+    """ours or theirs."""
+    agent: Algorithm
+    case: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the file."""
+        return f"{self.agent}, {self.case}, {self.who}, seed {self.seed}"
 
 
 def main(options: Options) -> None:
-    """Run every case and print the table."""
+    """Run every case and print the tables."""
+    unknown = [case for case in options.cases if case not in CASES]
+    if unknown:
+        raise SystemExit(f"unknown cases {unknown}; choose from {', '.join(map(repr, CASES))}")
+    torch.set_num_threads(1)
+    records = Records("regret", save=options.save, resume=options.resume)
     print(
-        f"{'case':28} seed  optimum    agent  ±s.e.   ratio  turnover  exposure   wall   CPU   (bps a bar over flat; seconds)"
+        "agent  case                  who     seed  optimum     gain   ±s.e.   share  turnover  exposure   CPU s  wall s"
     )
     rows = []
-    for case in options.cases:
-        found = []
-        for seed in range(options.seeds):
-            result = regret_of_sac(case, seed=seed, total_timesteps=options.total_timesteps)
-            found.append(result)
-            print(
-                f"{case:28} {result.seed:4d} {result.optimum * 1e4:8.2f} {result.gain * 1e4:8.2f} "
-                f"{result.standard_error * 1e4:6.2f} {result.ratio:7.3f} {result.turnover:9.4f} {result.exposure:9.3f} "
-                f"{result.wall_seconds:6.1f} {result.cpu_seconds:5.1f}",
-                flush=True,
-            )
-            rows.append({"case": case, "ratio": result.ratio, **asdict(result)})
-        median = statistics.median(result.gain / result.optimum if result.optimum > 1e-9 else 0.0 for result in found)
-        gain = statistics.median(result.gain for result in found) * 1e4
-        print(f"{case:28} median of {len(found)}: gain {gain:.2f} bps" + (f", ratio {median:.3f}" if median else ""))
-    if options.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        about = {"date": datetime.now(UTC).date().isoformat(), "machine": platform.processor() or platform.machine()}
-        about |= {"torch": torch.__version__, "agent": asdict(SAC_RECIPE), "training": asdict(TRAINING_RECIPE)}
-        RESULTS.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    for job in jobs(options):
+        under = conditions(_settings(job, options.total_timesteps))
+        row = records.done(job.key, under)
+        if row is None:
+            found = run(job, options.total_timesteps)
+            share = found.ratio if found.optimum > 1e-9 else None
+            made = {**dataclasses.asdict(job), "share": share, **dataclasses.asdict(found)}
+            row = records.add(job.key, under, made)
+        rows.append(row)
+        print(_line(row), flush=True)
+    summary = summarise(rows)
+    _print_summary(summary)
+    records.write(summary)
+
+
+def jobs(options: Options) -> Iterator[Job]:
+    """Yield what is to be run; ours and theirs of a seed follow each other, so that both meet the same machine."""
+    for agent in options.agents:
+        for case in options.cases:
+            if case in FLAT and agent != "sac":
+                continue
+            for seed in range(options.seeds):
+                yield Job("ours", agent, case, seed)
+                if options.rival and case in EARNING:
+                    yield Job("theirs", agent, case, seed)
+
+
+def run(job: Job, total_timesteps: int) -> RegretResult:
+    """Train and judge."""
+    if job.who == "ours":
+        return regret_of(job.agent, job.case, seed=job.seed, total_timesteps=total_timesteps)
+    return measure_sb3_regret(job.agent, job.case, seed=job.seed, total_timesteps=total_timesteps)
+
+
+def _settings(job: Job, total_timesteps: int) -> dict[str, Any]:
+    case = CASES[job.case]
+    settings: dict[str, Any] = {"case": case, "total_timesteps": total_timesteps}
+    if job.who == "ours":
+        recipe = market_recipe(job.agent, discount=case.discount)
+        training = dataclasses.replace(TRAINING_RECIPE, total_timesteps=total_timesteps)
+        return {**settings, "agent": recipe, "training": training}
+    return {**settings, "agent": SB3_SETTINGS[job.agent]}
+
+
+def _line(row: dict[str, Any]) -> str:
+    share = "      -" if row["share"] is None else f"{row['share']:7.3f}"
+    return (
+        f"{row['agent']:6} {row['case']:21} {row['who']:6} {row['seed']:5d} {row['optimum'] / BASIS_POINT:8.2f} "
+        f"{row['gain'] / BASIS_POINT:8.2f} {row['standard_error'] / BASIS_POINT:7.2f} {share} {row['turnover']:9.4f} "
+        f"{row['exposure']:9.3f} {row['cpu_seconds']:7.1f} {row['wall_seconds']:7.1f}"
+    )
+
+
+def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return medians over seeds, one row per agent, case and library."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["agent"], row["case"], row["who"]), []).append(row)
+    summary = []
+    for (agent, case, who), group in groups.items():
+        entry: dict[str, Any] = {"agent": agent, "case": case, "who": who, "seeds": len(group)}
+        shares = [row["share"] for row in group if row["share"] is not None]
+        if shares:
+            entry |= {"share": statistics.median(shares), "min": min(shares), "max": max(shares)}
+        for name in ("gain", "turnover", "exposure", "cpu_seconds", "wall_seconds"):
+            entry[name] = statistics.median(row[name] for row in group)
+        summary.append(entry)
+    return summary
+
+
+def _print_summary(summary: list[dict[str, Any]]) -> None:
+    print("\nmedians over seeds")
+    print("agent  case                  who    seeds   share [min, max]         gain  exposure   CPU s  wall s")
+    for row in summary:
+        share = f"{row['share']:.3f} [{row['min']:.3f}, {row['max']:.3f}]" if "share" in row else "-"
+        print(
+            f"{row['agent']:6} {row['case']:21} {row['who']:6} {row['seeds']:5d}   {share:22} "
+            f"{row['gain'] / BASIS_POINT:6.2f} {row['exposure']:9.3f} {row['cpu_seconds']:7.1f} {row['wall_seconds']:7.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -197,6 +197,8 @@ def train_and_judge(arguments: Train[Any], *, how_to_resume: str) -> EvaluationR
             resume_from=checkpoint_of(run_dir) if arguments.resume else None,
         )
         agent.save(run_dir / "agent.pt")
+        if metrics.num_updates == 0:
+            note(f"{metrics.stop_reason}; what follows judges first weights")
         chosen = run_dir / ("agent.pt" if validation_env is None else "best.pt")
         result = evaluate_agent(load_rl_agent(chosen), test_env, name=arguments.agent, sample="out of sample")
         report = write_report(

@@ -470,7 +470,7 @@ if __name__ == "__main__":
     long_run(sys.argv[1])
 
 
-# --- What a reviewer once broke
+# --- What was once broken
 
 
 def test_a_run_folder_can_be_resumed_from_its_first_step_on(tmp_path):

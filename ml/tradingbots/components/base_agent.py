@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from ml.tradingbots.components.agent_config import AgentConfig
+from ml.tradingbots.components.agent_spaces import check_box, n_branches_of
 from ml.tradingbots.components.agent_state import check_agent_state, check_dimensions
 from ml.tradingbots.components.config_checks import check_seed
 from ml.tradingbots.components.encoders import WindowShape, make_encoder, window_shape
@@ -320,7 +320,7 @@ class BaseAgent(ABC):
             alone = np.asarray(observation, dtype=np.float32)
             if alone.shape == (self.state_dim,):
                 return self._act_alone(alone, action_mask)
-        raw = observation if is_tensor else torch.from_numpy(np.asarray(observation, dtype=np.float32))
+        raw = observation if is_tensor else torch.from_numpy(np.array(observation, dtype=np.float32))
         if raw.shape[-1:] != (self.state_dim,) or raw.ndim > 2:
             raise ValueError(
                 f"observation must have shape ({self.state_dim},) or (batch, {self.state_dim}), got {tuple(raw.shape)}"
@@ -352,10 +352,16 @@ class BaseAgent(ABC):
         """Return a mask as bool (batch, action_dim)."""
         if not self.is_discrete:
             raise ValueError(f"agent {self.agent_type!r} acts continuously: it takes no action_mask")
-        mask = torch.as_tensor(action_mask, device=self.device).bool()
+        mask = torch.as_tensor(action_mask, device=self.device)
+        if mask.is_floating_point() and bool(mask.isnan().any()):
+            raise ValueError("action_mask holds NaN")
+        mask = mask.bool()
         if mask.shape != shape:
             raise ValueError(f"action_mask must have shape {shape}, as the observation has; got {tuple(mask.shape)}")
-        return mask if mask.ndim == 2 else mask.unsqueeze(0)
+        mask = mask if mask.ndim == 2 else mask.unsqueeze(0)
+        if not bool(mask.view(len(mask), self.n_branches, self._n_choices).any(-1).all()):
+            raise ValueError("action_mask must leave at least one choice (of each asset), here it leaves none")
+        return mask
 
     def to_environment(self, action: Tensor) -> Tensor:
         """Turn actions of the networks into the environment's: scaled to its bounds, or (batch,) for a single choice."""
@@ -424,7 +430,10 @@ class BaseAgent(ABC):
             FileNotFoundError: there is no such file.
             CheckpointError: it is damaged, hostile, or another kind of agent; this agent is left as it was.
         """
-        self.load_state_dict(read_file(path, "agent", allowed=[self.config_class]), path=path)
+        # Every agent's: a file of another kind is to be named as what it is.
+        from ml.tradingbots.components.rl_agents import CONFIG_CLASSES
+
+        self.load_state_dict(read_file(path, "agent", allowed=CONFIG_CLASSES), path=path)
         return self
 
     def _rebuilt(self, state: dict[str, Any], config: Any) -> BaseAgent:
@@ -488,58 +497,3 @@ class BaseAgent(ABC):
 
 # Whole numbers of an agent's life: seed, transitions, gradient steps, and the timesteps that its schedules span.
 COUNTERS = ("num_timesteps", "num_updates", "schedule_timesteps", "seed")
-
-
-def check_box(space: gymnasium.Space[Any], agent: BaseAgent) -> None:
-    """Check that an action space is a box that a continuous agent fits; errors as for `BaseAgent.bind`."""
-    if not isinstance(space, gymnasium.spaces.Box):
-        own = (
-            f" or {agent.config_class.__name__}(action_type='discrete')" if hasattr(agent.config, "action_type") else ""
-        )
-        raise TypeError(
-            f"agent {agent.agent_type!r} needs continuous actions, the environment has {space}; "
-            f"use TradingEnvConfig(action_type='continuous'){own}, or a discrete agent: create_rl_agent('dqn', ...)"
-        )
-    if space.shape != (agent.action_dim,):
-        raise ValueError(
-            f"the environment's actions have shape {space.shape}, the agent was created with action_dim={agent.action_dim}; "
-            "create it with action_dim=env.action_space_dim"
-        )
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ValueError(f"agent {agent.agent_type!r} needs actions with finite bounds, the environment has {space}")
-
-
-def n_branches_of(space: gymnasium.Space[Any], agent: BaseAgent) -> int:
-    """Return how many choices a discrete agent makes at once in a space; errors as for `BaseAgent.bind`."""
-    if isinstance(space, gymnasium.spaces.Discrete) and space.start == 0:
-        n_branches, n_choices = 1, int(space.n)
-    elif isinstance(space, gymnasium.spaces.MultiDiscrete) and space.nvec.ndim == 1 and len(set(space.nvec)) == 1:
-        n_branches, n_choices = len(space.nvec), int(space.nvec[0])
-    else:
-        own = (
-            f" or {agent.config_class.__name__}(action_type='continuous')"
-            if hasattr(agent.config, "action_type")
-            else ""
-        )
-        raise TypeError(
-            f"agent {agent.agent_type!r} needs discrete actions, Discrete(n) or as many choices for each asset, the "
-            f"environment has {space}; use TradingEnvConfig(action_type='discrete'){own}, or a continuous agent: "
-            "create_rl_agent('sac', ...)"
-        )
-    if n_branches * n_choices != agent.action_dim:
-        raise ValueError(
-            f"the environment has {n_branches * n_choices} choices ({space}), the agent was created with "
-            f"action_dim={agent.action_dim}; create it with action_dim=env.action_space_dim"
-        )
-    return n_branches
-
-
-def present_mask(env: Any) -> Tensor | None:
-    """Return which choices are legal in an environment under way; None where it does not say."""
-    mask: Tensor | None = env.action_mask() if hasattr(env, "action_mask") else None
-    return mask
-
-
-def saved_mask_dim(masks: Any) -> int:
-    """Return the length of the action masks in a saved memory; 0 where there are none."""
-    return int(masks.shape[-1]) if isinstance(masks, Tensor) and masks.ndim > 1 else 0

@@ -52,7 +52,7 @@ def log_probabilities(logits: Tensor, n_branches: int, mask: Tensor | None = Non
     """
     if mask is not None:
         logits = logits.masked_fill(~mask, -1e38)
-    return logits.view(len(logits), n_branches, -1).log_softmax(-1)
+    return logits.view(logits.shape[0], n_branches, logits.shape[1] // n_branches).log_softmax(-1)
 
 
 def categorical_log_prob(log_probs: Tensor, choice: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def uniform_choices(
     scores = torch.rand((n_envs, action_dim), generator=generator, device=device)
     if mask is not None:
         scores = scores.masked_fill(~mask, -1.0)
-    return scores.view(n_envs, n_branches, -1).argmax(-1)
+    return scores.view(n_envs, n_branches, action_dim // n_branches).argmax(-1)
 
 
 class OrnsteinUhlenbeckNoise:

@@ -271,7 +271,9 @@ class BranchingQNetwork(nn.Module):
     def forward(self, observation: Tensor, n_branches: int) -> Tensor:
         """(batch, state_dim) to (batch, n_branches, choices of a branch)."""
         features = self.body(observation)
-        advantage: Tensor = self.advantage_head(features).view(len(features), n_branches, -1)
+        advantage: Tensor = self.advantage_head(features)
+        # Sizes spelled out: an export keeps the batch free, and an empty batch leaves nothing to infer.
+        advantage = advantage.view(features.shape[0], n_branches, advantage.shape[1] // n_branches)
         if self.value_head is None:
             return advantage
         value: Tensor = self.value_head(features).unsqueeze(-1)

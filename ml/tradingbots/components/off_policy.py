@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ml.tradingbots.components.base_agent import BaseAgent, StepReport, present_mask, saved_mask_dim
+from ml.tradingbots.components.agent_spaces import present_mask, saved_mask_dim
+from ml.tradingbots.components.base_agent import BaseAgent, StepReport
 from ml.tradingbots.components.buffers import Batch, IndexedObservations, ReplayBuffer
 from ml.tradingbots.components.exploration import uniform_actions, uniform_choices
 from ml.tradingbots.components.serialization import check_like
@@ -44,8 +45,9 @@ class OffPolicyAgent(BaseAgent):
             self._begin_exploring(n_envs)
         else:
             mask = present_mask(env)
-        if self.replay is None or not self._remembers(env):
-            self.replay = self._new_replay(env, self.action_dim if self.is_discrete and mask is not None else 0)
+        mask_dim = self.action_dim if self.is_discrete and mask is not None else 0
+        if self.replay is None or self.replay.mask_dim != mask_dim or not self._remembers(env):
+            self.replay = self._new_replay(env, mask_dim)
         elif starts_over:
             self.replay.cut()
         replay = self.replay

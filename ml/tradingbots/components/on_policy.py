@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ml.tradingbots.components.agent_config import OnPolicyConfig
-from ml.tradingbots.components.base_agent import BaseAgent, StepReport, present_mask, saved_mask_dim
+from ml.tradingbots.components.agent_spaces import present_mask, saved_mask_dim
+from ml.tradingbots.components.base_agent import BaseAgent, StepReport
 from ml.tradingbots.components.distributions import (
     categorical_entropy,
     categorical_log_prob,
@@ -98,6 +99,8 @@ class OnPolicyAgent(BaseAgent):
         self.optimizer = self._new_optimizer(list(self.network.parameters()))
 
     def _prepare(self) -> None:
+        if self.scaler is not None:
+            self.scaler.statistics = self.return_statistics  # A loaded agent brings its own.
         self._parameters = list(self.network.parameters())
         self._loss_step = self._compiled(self._loss)
 
@@ -206,6 +209,8 @@ class OnPolicyAgent(BaseAgent):
         reward = rollout.reward
         if self.scale_rewards and self.scaler is not None:
             self.reward_scale = self.scaler.update(reward, rollout.terminated | rollout.truncated)
+        # Without `scale_rewards` the scale stands still: 1, or what an earlier run left the values in.
+        if self.scale_rewards or self.reward_scale != 1.0:
             reward = (reward * self.reward_scale).clamp(-CLIP, CLIP)
         observation = self.normalizer(rollout.observation.flatten(0, 1))
         action = rollout.action.flatten(0, 1)

@@ -121,6 +121,8 @@ def _traced(agent: BaseAgent) -> Any:
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
     model = program.model_proto
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise RuntimeError("torch fixed the batch of the exported policy; please report this with the agent's config")
     for part in (model.graph, *model.graph.input, *model.graph.output):
         part.ClearField("metadata_props")
     model.graph.ClearField("value_info")

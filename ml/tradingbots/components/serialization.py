@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import pickle
+import re
 import struct
 import tempfile
 import threading
@@ -340,4 +341,6 @@ def shown(value: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    # Torch colours its messages for terminals.
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return (text or type(error).__name__).splitlines()[0][:200]

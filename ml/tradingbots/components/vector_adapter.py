@@ -85,6 +85,7 @@ class TensorVectorEnv(VectorEnv[Tensor, Tensor, Any]):
         self._choices = _choices(env.single_action_space)
         self._n_choices = sum(self._choices)
         self._action_mask: Tensor | None = None
+        self._has_masks: bool | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tensor, dict[str, Any]]:
         """Start an episode in every copy; the first reset uses the seed given at construction."""
@@ -94,6 +95,9 @@ class TensorVectorEnv(VectorEnv[Tensor, Tensor, Any]):
         self._reward_sum = np.zeros(self.num_envs)
         self._length = np.zeros(self.num_envs)
         self._action_mask = self._mask(infos)
+        if self._has_masks and self._action_mask is None:
+            self._action_mask = self._anything()
+        self._has_masks = self._action_mask is not None
         ours = {} if self._action_mask is None else {"action_mask": self._action_mask}
         return self._tensor(observation), ours
 
@@ -142,13 +146,18 @@ class TensorVectorEnv(VectorEnv[Tensor, Tensor, Any]):
         """Return the masks of one step: of the observations returned, and of those before any reset."""
         self._action_mask = after = self._mask(infos)
         final = self._mask(infos.get("final_info", {}))
-        if after is None and final is None:
-            return {}
-        anything = torch.ones(self.num_envs, self._n_choices, dtype=torch.bool, device=self.device)
+        if not self._has_masks:
+            if after is None and final is None:
+                return {}
+            raise ValueError("info['action_mask'] came from step and not from the first reset: it must come from both")
+        anything = self._anything()
         after, final = anything if after is None else after, anything if final is None else final
         ended = torch.as_tensor(done, device=self.device)[:, None]
         self._action_mask = after
         return {"action_mask": after, "next_action_mask": torch.where(ended, final, after)}
+
+    def _anything(self) -> Tensor:
+        return torch.ones(self.num_envs, self._n_choices, dtype=torch.bool, device=self.device)
 
     def _mask(self, infos: dict[str, Any]) -> Tensor | None:
         """Return the masks in the infos of a NumPy vector environment, all true for a copy that gave none."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ml.tradingbots.components.agent_spaces import check_fits
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.vector_adapter import as_vector_env
 from ml.tradingbots.training.results import BUY_AND_HOLD, EvaluationResult
@@ -49,6 +50,7 @@ def evaluate_agent(
         The comparison: `table()`, `verdict()`, `diagnosis()`, `metrics`.
     """
     whole = evaluation_environment(env)
+    check_fits(whole.action_space, agent)
     trajectory = run_strategy(whole, lambda obs, _bar: act(agent, obs, whole.action_mask()), name=name)
     return EvaluationResult.from_trajectories(
         trajectory, run_baselines(env), n_bootstrap=n_bootstrap, seed=seed, sample=sample
@@ -155,6 +157,7 @@ def evaluate_episodes(agent: Any, env: Any, *, n_episodes: int = 10, seed: int =
         Sum of rewards of each episode; (n_episodes,).
     """
     vector_env = as_vector_env(env, n_envs=1, seed=seed)
+    check_fits(vector_env.single_action_space, agent)
     observation, infos = vector_env.reset()
     episode_returns: list[float] = []
     while len(episode_returns) < n_episodes:

@@ -20,6 +20,7 @@ import pandas as pd
 import torch
 from gymnasium.vector import VectorEnv
 
+from ml.tradingbots.components.agent_spaces import check_fits
 from ml.tradingbots.components.base_agent import StepReport
 from ml.tradingbots.components.config_checks import check_field_types
 from ml.tradingbots.components.rl_environment import TradingEnvironment
@@ -199,6 +200,9 @@ class _Run:
         chosen = eval_env if eval_env is not None else _evaluation_env(env)
         if config.eval_frequency and chosen is None:
             raise ValueError("eval_frequency needs an eval_env where the agent trains in a vector environment")
+        for judged_in in (chosen, *(getattr(callback, "eval_env", None) for callback in self.user_callbacks.callbacks)):
+            if isinstance(judged_in, gymnasium.Env):
+                check_fits(judged_in.action_space, agent)  # Now, not after hours of training.
         self.state = TrainingState(
             agent=agent,
             env=self.env,
@@ -372,7 +376,10 @@ class _Run:
             self._log(loggers)
         self._show(progress)
         if self._is_complete():
-            state.request_stop("the budget is spent")
+            untrained = (
+                "" if self.agent.num_updates else " and no gradient step was taken: it is too small for the agent"
+            )
+            state.request_stop(f"the budget is spent{untrained}")
         self.callbacks.on_step_end(state)
         frequency = self.checkpoint_frequency
         if self.run_dir and (before == 0 or state.num_timesteps // frequency > before // frequency):
