@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import tyro
@@ -20,7 +20,7 @@ from learning import LEARNERS, SHARES, count_reached, fast_config, fast_settings
 from memory import Options as MemoryOptions
 from memory import compare_bytes, fill_in_a_process
 from records import Records, as_json, conditions
-from rivals import ALGORITHMS, Algorithm, check_same_environment
+from rivals import Algorithm, check_same_environment
 from speed import N_CALLS, N_REPEATS, RECIPES, compare_latency, compare_throughput
 
 Part = Literal["throughput", "latency", "memory", "learning"]
@@ -33,7 +33,7 @@ class Options:
 
     parts: tuple[Part, ...] = ("throughput", "latency", "memory", "learning")
     """throughput: same recipe. latency: one action, and 64 at once. memory: of transitions. learning: time to 90% and 97%."""
-    algorithms: tuple[Algorithm, ...] = tuple(ALGORITHMS)
+    algorithms: tuple[Algorithm, ...] = get_args(Algorithm)
     """Which agents."""
     cases: tuple[str, ...] = ("ar1", "ou")
     """Markets of the learning part."""

@@ -63,7 +63,7 @@ def compare_bytes() -> list[dict[str, Any]]:
         lean = TheirBuffer(
             N_SAMPLE, *spaces, device="cpu", n_envs=8, optimize_memory_usage=True, handle_timeout_termination=False
         )
-        row = {"market": f"{what}, window {CONFIG.window_size}", "ours": ours.bytes_per_transition}
+        row: dict[str, Any] = {"market": f"{what}, window {CONFIG.window_size}", "ours": ours.bytes_per_transition}
         row |= {"theirs": their_bytes(theirs), "theirs_without_truncations": their_bytes(lean)}
         rows.append({**row, "ratio": row["theirs"] / row["ours"]})
     return rows

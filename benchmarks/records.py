@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def as_json(value: Any) -> Any:
         return [as_json(entry) for entry in value]
     if isinstance(value, type):
         return value.__name__
-    return {"from": value(1.0), "to": value(0.0)} if callable(value) else value
+    return {"from": value(1.0), "to": value(0.0)} if isinstance(value, FunctionType) else value
 
 
 class Records:

@@ -15,12 +15,12 @@ import dataclasses
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import tyro
 from records import Records, conditions
-from rivals import ALGORITHMS, SB3_SETTINGS, Algorithm, measure_sb3_regret
+from rivals import SB3_SETTINGS, Algorithm, measure_sb3_regret
 
 from ml.tradingbots.training.market_recipes import market_recipe
 from ml.tradingbots.training.regret import CASES, TRAINING_RECIPE, RegretResult, regret_of
@@ -34,7 +34,7 @@ BASIS_POINT = 1e-4
 class Options:
     """What to run."""
 
-    agents: tuple[Algorithm, ...] = tuple(ALGORITHMS)
+    agents: tuple[Algorithm, ...] = get_args(Algorithm)
     """Which agents."""
     cases: tuple[str, ...] = (*EARNING, *FLAT)
     """Names of cases; the two without gain are SAC's alone."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from rivals import ALGORITHMS, Algorithm, SB3VectorEnv
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
+from stable_baselines3.common.noise import NormalActionNoise
 
 from ml.tradingbots.components import (
     A2CConfig,
@@ -59,8 +59,8 @@ class Recipe:
     """Promised ratio of throughputs."""
 
 
-_OFF_POLICY = {"buffer_size": BUFFER_SIZE, "learning_starts": 100, "train_freq": 1, "gradient_steps": 1}
-_NOISE = VectorizedActionNoise(NormalActionNoise(np.zeros(1), np.full(1, 0.1)), 1)
+_OFF_POLICY: dict[str, Any] = {"buffer_size": BUFFER_SIZE, "learning_starts": 100, "train_freq": 1, "gradient_steps": 1}
+NOISE_STD = 0.1
 _WIDE = {"net_arch": [256, 256]}
 
 # Their own network sizes and hyper-parameters, but for: one gradient step per vector step, and for TD3 and DDPG the 256×256
@@ -114,8 +114,8 @@ RECIPES: Mapping[Algorithm, Recipe] = {
         n_envs=1,
         total_timesteps=700,
         warm_up=150,
-        ours=TD3Config(**_OFF_POLICY),
-        theirs={**_OFF_POLICY, "batch_size": 256, "action_noise": _NOISE},
+        ours=TD3Config(noise_std=NOISE_STD, **_OFF_POLICY),
+        theirs={**_OFF_POLICY, "batch_size": 256},
         policy=_WIDE,
         aim=1.3,
     ),
@@ -123,8 +123,8 @@ RECIPES: Mapping[Algorithm, Recipe] = {
         n_envs=1,
         total_timesteps=800,
         warm_up=150,
-        ours=DDPGConfig(exploration_noise="gaussian", noise_std=0.1, **_OFF_POLICY),
-        theirs={**_OFF_POLICY, "batch_size": 256, "action_noise": _NOISE},
+        ours=DDPGConfig(exploration_noise="gaussian", noise_std=NOISE_STD, **_OFF_POLICY),
+        theirs={**_OFF_POLICY, "batch_size": 256},
         policy=_WIDE,
         aim=1.3,
     ),
@@ -165,8 +165,7 @@ class Run:
 def train_ours(algorithm: Algorithm, recipe: Recipe, total_timesteps: int, *, seed: int) -> Run:
     """Train our agent; observations are put on one scale in both libraries, by us in the agent, by them before it."""
     env = make_env(algorithm, recipe.n_envs)
-    (state_dim,), space = env.single_observation_space.shape, env.single_action_space
-    action_dim = 3 if algorithm == "dqn" else space.shape[0]
+    state_dim, action_dim = env.observation_space_dim, env.action_space_dim
     agent = create_rl_agent(algorithm, state_dim, action_dim, recipe.ours, seed=seed)
     agent.normalizer.fix(*env.observation_statistics())
     wall, cpu = _timed(lambda: agent.train(env, total_timesteps))
@@ -179,7 +178,7 @@ def train_ours(algorithm: Algorithm, recipe: Recipe, total_timesteps: int, *, se
 def train_theirs(algorithm: Algorithm, recipe: Recipe, total_timesteps: int, *, seed: int, fused: bool = False) -> Run:
     """Train theirs on the CPU, silently, without the logging of figures that nobody reads."""
     model = make_theirs(algorithm, recipe, seed=seed, fused=fused)
-    wall, cpu = _timed(lambda: model.learn(total_timesteps, log_interval=None))
+    wall, cpu = _timed(lambda: model.learn(total_timesteps, log_interval=None))  # type: ignore[arg-type]
     policy = model.policy
     holders = (policy, getattr(policy, "actor", None), getattr(policy, "critic", None))
     found = [getattr(holder, "optimizer", None) for holder in holders]
@@ -194,13 +193,16 @@ def make_theirs(algorithm: Algorithm, recipe: Recipe, *, seed: int, fused: bool 
         policy["optimizer_kwargs"] = {"fused": True, **({"eps": 1e-5} if algorithm == "ppo" else {})}
     env = SB3VectorEnv(make_env(algorithm, recipe.n_envs), seed=0)
     env.reward_scale = 1.0  # The environment itself has scaled rewards, for both.
+    arguments = dict(recipe.theirs)
+    if algorithm in ("td3", "ddpg"):
+        arguments["action_noise"] = NormalActionNoise(np.zeros(1), np.full(1, NOISE_STD))
     return ALGORITHMS[algorithm](
         "MlpPolicy",
         env,
         seed=seed,
         device="cpu",
         policy_kwargs=policy,
-        **recipe.theirs,  # type: ignore[arg-type]
+        **arguments,
     )
 
 
@@ -285,8 +287,8 @@ def compare_latency(
     """
     recipe = RECIPES[algorithm]
     env = make_env(algorithm, recipe.n_envs)
-    (state_dim,) = env.single_observation_space.shape
-    agent = create_rl_agent(algorithm, state_dim, 3 if algorithm == "dqn" else 1, recipe.ours, seed=0)
+    state_dim = env.observation_space_dim
+    agent = create_rl_agent(algorithm, state_dim, env.action_space_dim, recipe.ours, seed=0)
     agent.bind(env)
     agent.normalizer.fix(*env.observation_statistics())
     model = make_theirs(algorithm, recipe, seed=0)

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import Market
+from ml.tradingbots.components.rl_agents import AGENTS, create_rl_agent
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.vector_adapter import TensorVectorEnv, as_vector_env
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
@@ -294,12 +295,12 @@ def test_a_copy_that_gives_no_mask_may_choose_anything():
     [((0,), [False, True, True], [True, True, True]), ((4,), [True, True, True], [True, False, False])],
 )
 def test_a_mask_on_one_side_of_a_reset_says_nothing_about_the_other(given, kept, last):
-    env = copies(Corridor(given=given))
+    env = copies(Corridor(given=given), Corridor())  # The other one tells its masks from the first reset on.
     env.reset()
-    env.step(torch.tensor([2]))
-    infos = env.step(torch.tensor([2]))[4]
-    assert infos["action_mask"].tolist() == [kept]
-    assert infos["next_action_mask"].tolist() == [last]
+    env.step(torch.tensor([2, 2]))
+    infos = env.step(torch.tensor([2, 2]))[4]
+    assert infos["action_mask"][0].tolist() == kept
+    assert infos["next_action_mask"][0].tolist() == last
 
 
 def test_an_environment_without_masks_has_none():
@@ -360,3 +361,82 @@ def test_the_adapter_shows_the_masks_of_the_trading_environment(make_prices, n_a
         ours, theirs = env.step(actions)[4], wrapped.step(actions)[4]
         for name in ("action_mask", "next_action_mask"):
             assert torch.equal(ours[name], theirs[name])
+
+
+# Masks that come and go.
+
+
+class Sometimes(Corridor):
+    """A corridor that tells its mask in `reset` only, or in `step` only."""
+
+    def __init__(self, told_in):
+        super().__init__()
+        self.told_in = told_in
+
+    def reset(self, **settings):
+        observation, info = super().reset(**settings)
+        return observation, info if self.told_in == "reset" else {}
+
+    def step(self, action):
+        self.cell = min(max(self.cell + (-1, 1, 2)[action], 0), 4)  # Walls hold those who know of no mask.
+        observation, info = self.say()
+        return observation, 1.0, self.cell == 4, False, info if self.told_in == "step" else {}
+
+
+def test_where_only_the_reset_tells_a_mask_every_later_choice_is_legal():
+    env = copies(Sometimes("reset"))
+    assert env.reset()[1]["action_mask"].tolist() == [[False, True, True]]
+    infos = env.step(torch.tensor([1]))[4]
+    assert infos["action_mask"].tolist() == infos["next_action_mask"].tolist() == [[True, True, True]]
+    assert env.action_mask().tolist() == [[True, True, True]]
+    env.step(torch.tensor([1]))
+    infos = env.step(torch.tensor([2]))[4]  # The end, and the mask of the reset that follows.
+    assert infos["next_action_mask"].tolist() == [[True, True, True]]
+    assert infos["action_mask"].tolist() == [[False, True, True]]
+
+
+def test_where_only_steps_tell_a_mask_it_is_refused():
+    env = copies(Sometimes("step"))
+    assert env.reset()[1] == {}
+    with pytest.raises(ValueError, match="came from step and not from the first reset: it must come from both"):
+        env.step(torch.tensor([1]))
+
+
+MASKED_AGENTS = {
+    "dqn": {"batch_size": 8, "learning_starts": 8, "buffer_size": 100},
+    "ppo": {"action_type": "discrete", "n_steps": 8, "batch_size": 8},
+    "a2c": {"action_type": "discrete", "n_steps": 8},
+}
+each_masked_agent = pytest.mark.parametrize("agent_type", MASKED_AGENTS)
+
+
+def corridor_agent(agent_type):
+    config = AGENTS[agent_type].config_class(hidden_dim=8, **MASKED_AGENTS[agent_type])
+    return create_rl_agent(agent_type, 1, 3, config, seed=0)
+
+
+@each_masked_agent
+def test_an_agent_learns_where_only_the_reset_tells_a_mask(agent_type):
+    agent = corridor_agent(agent_type).train(Sometimes("reset"), 40)
+    assert agent.num_updates > 0
+
+
+@each_masked_agent
+def test_an_agent_is_told_that_masks_must_come_from_the_reset_too(agent_type):
+    with pytest.raises(ValueError, match="it must come from both"):
+        corridor_agent(agent_type).train(Sometimes("step"), 40)
+
+
+@pytest.mark.parametrize("masks_first", [False, True])
+@each_masked_agent
+def test_a_memory_made_without_masks_is_not_reused_with_them_nor_the_other_way(agent_type, masks_first):
+    masked, unmasked = Corridor(), Sometimes("never")
+    agent = corridor_agent(agent_type)
+    for env in (masked, unmasked) if masks_first else (unmasked, masked):
+        agent.train(env, 24)
+        n_updates = agent.num_updates
+        if agent_type == "dqn":
+            assert (agent.replay.mask_dim, agent.replay.size) == (3 if env is masked else 0, 24)
+        else:
+            assert (agent.rollouts.tensors["mask"].shape[-1] == 3) is (env is masked)
+    assert n_updates > 0

@@ -4,10 +4,12 @@ import dataclasses
 import random
 import re
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.wrappers import TransformAction
 
 from ml.tradingbots.components import (
     A2CConfig,
@@ -26,7 +28,7 @@ from ml.tradingbots.components import (
 from ml.tradingbots.components.rl_agents import AGENTS
 from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.data.synthetic import autoregressive
-from ml.tradingbots.training import RLTrainingConfig, train_rl_agent
+from ml.tradingbots.training import Callback, RLTrainingConfig, train_rl_agent
 
 ON_POLICY = {"hidden_dim": 8, "n_steps": 5}
 OFF_POLICY = {"hidden_dim": 8, "batch_size": 8, "learning_starts": 20, "buffer_size": 200}
@@ -201,12 +203,15 @@ def test_the_wrong_kind_of_actions_is_answered_with_ways_out_that_work(form, n_a
 @each_form
 def test_other_dimensions_are_answered_with_the_argument_to_change(form):
     env = market(form)
-    for name, source in (("state_dim", "observation_space_dim"), ("action_dim", "action_space_dim")):
-        sizes = {"state_dim": env.observation_space_dim, "action_dim": env.action_space_dim}
+    sizes = {"state_dim": env.observation_space_dim, "action_dim": env.action_space_dim}
+    advice = {
+        "state_dim": "state_dim=env.observation_space_dim",
+        "action_dim": f"action_dim={env.action_space_dim} (env.action_space_dim of a TradingEnvironment)",
+    }
+    for name, right in advice.items():
         wrong = sizes | {name: sizes[name] + 3}
-        with pytest.raises(ValueError, match=rf"create it with {name}=env\.{source}"):
+        with pytest.raises(ValueError, match=re.escape(f"create it with {right}")):
             create_rl_agent(agent_type_of(form), **wrong, config=FORMS[form]).train(env, 10)
-        assert sizes[name] == getattr(env, source)
 
 
 # --- Seeds
@@ -316,9 +321,56 @@ def test_the_file_of_another_agent_is_refused(tmp_path, form):
     path = create_rl_agent(other, 3, 3).save(tmp_path / "agent.pt")
     agent = create_rl_agent(form, 3, 3)
     before = weights(agent).clone()
-    with pytest.raises(ValueError, match=r"agent\.pt"):
+    with pytest.raises(ValueError, match=rf"agent\.pt holds a '{other}' agent, this one is '{form}'"):
         agent.load(path)
     assert torch.equal(weights(agent), before)
+
+
+def trained_on_scaled_rewards(form, env):
+    """An agent that learned with scaled observations and rewards."""
+    agent = new_agent(form, env)
+    train_rl_agent(agent, env, RLTrainingConfig(total_timesteps=60, n_envs=2, progress=False))
+    assert agent.reward_scale not in (0.0, 1.0)
+    return agent
+
+
+@each_form
+def test_a_loaded_agent_keeps_the_scale_of_its_rewards_and_observations(tmp_path, form):
+    env = market(form)
+    agent = trained_on_scaled_rewards(form, env)
+    loaded = load_rl_agent(agent.save(tmp_path / "agent.pt"))
+    fresh = new_agent(form, env, seed=9).load(tmp_path / "agent.pt")
+    for one in (loaded, fresh):
+        assert one.reward_scale == agent.reward_scale
+        assert one.normalizer.mode == "fixed"
+        one.train(env, 60, n_envs=2)
+        assert one.num_updates > agent.num_updates
+        assert one.reward_scale == agent.reward_scale
+        assert one.normalizer.mode == "fixed"
+
+
+class LoadsOnTheWay(Callback):
+    """Takes over a file once, in the middle of a run."""
+
+    def __init__(self, path, at):
+        self.path, self.at = path, at
+
+    def on_step(self, state):
+        if state.num_timesteps == self.at:
+            state.agent.load(self.path)
+
+
+@pytest.mark.parametrize("form", ["ppo", "ppo, discrete", "ppo, gsde", "a2c", "a2c, discrete"])
+def test_an_agent_loaded_inside_a_run_scales_rewards_by_the_statistics_it_saves(tmp_path, form):
+    env = market(form)
+    path = trained_on_scaled_rewards(form, env).save(tmp_path / "agent.pt")
+    agent = new_agent(form, env, seed=9)
+    config = RLTrainingConfig(total_timesteps=120, n_envs=2, progress=False)
+    train_rl_agent(agent, env, config, LoadsOnTheWay(path, at=26))  # In the middle of a rollout of ten.
+    assert agent.scaler.statistics is agent.return_statistics
+    # 60 of the file; the agent is then 60 timesteps old, and six rollouts of ten end before it is 120.
+    assert agent.return_statistics.count == 60 + 60
+    assert agent.reward_scale == pytest.approx(1.0 / agent.return_statistics.std.item(), rel=1e-12)
 
 
 # --- Training
@@ -630,6 +682,151 @@ def test_a_diverged_agent_says_so_instead_of_acting(form):
             agent.select_action(observations(agent), deterministic)
 
 
+def handed_over(values):
+    """The same numbers as other programs hand them over: backwards in memory, read-only, every other one of a table."""
+    wide = np.zeros((*values.shape[:-1], 2 * values.shape[-1]), values.dtype)
+    wide[..., ::2] = values
+    backwards = np.ascontiguousarray(values[..., ::-1])[..., ::-1]
+    read_only = np.frombuffer(values.tobytes(), values.dtype).reshape(values.shape)
+    assert backwards.strides[-1] < 0
+    assert not read_only.flags.writeable
+    return backwards, read_only, wide[..., ::2]
+
+
+@pytest.mark.parametrize("n_assets", [1, 2])
+@each_form
+def test_arrays_may_lie_in_memory_in_any_way(form, n_assets):
+    agent = trained(form, market(form, n_assets))
+    seen = observations(agent, 4)
+    for values in (seen[0], seen, seen[0].astype(np.float64), seen.astype(np.float64)):
+        for deterministic in (True, False):
+            agent.generator.manual_seed(5)
+            expected = agent.select_action(values, deterministic)
+            for same in handed_over(values):
+                agent.generator.manual_seed(5)
+                # The same numbers; products may sum them in another order where they lie otherwise.
+                np.testing.assert_allclose(agent.select_action(same, deterministic), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_assets", [1, 2])
+@each_form
+def test_a_batch_of_no_observations_has_no_actions(form, n_assets):
+    agent = trained(form, market(form, n_assets))
+    empty = np.zeros((0, agent.state_dim), np.float32)
+    for deterministic in (True, False):
+        usual = agent.select_action(observations(agent, 2), deterministic)
+        for seen in (empty, torch.from_numpy(empty.copy())):
+            masks = [{}, {"action_mask": np.ones((0, agent.action_dim), bool)}] if form in MASKED else [{}]
+            for mask in masks:
+                found = np.asarray(agent.select_action(seen, deterministic, **mask))
+                assert found.shape == (0, *usual.shape[1:])
+                assert found.dtype == usual.dtype
+
+
+# --- Spaces of other environments
+
+
+class Acts(gymnasium.Env):
+    """Nothing but a space of actions."""
+
+    observation_space = Box(-1.0, 1.0, (3,), np.float32)
+
+    def __init__(self, space):
+        self.action_space = space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return np.zeros(3, np.float32), 1.0, False, False, {}
+
+
+def assert_learns_in(form, env):
+    """Train an agent of the dimensions that an environment asks for; every action is one of its space."""
+    action_dim = gymnasium.spaces.flatdim(env.action_space)
+    agent = create_rl_agent(agent_type_of(form), 3, action_dim, FORMS[form], seed=0).train(env, 60)
+    assert agent.num_updates > 0
+
+
+DISCRETE_PLAIN = ["dqn", "ppo, discrete", "a2c, discrete"]
+CONTINUOUS_PLAIN = ["ppo", "sac", "td3", "ddpg", "a2c"]
+
+# Spaces of choices that no agent acts in, the action in them, and the space to translate them from.
+ODD_CHOICES = {
+    "counted from 1": (Discrete(3, start=1), lambda action: action + 1, Discrete(3)),
+    "several counted from 1": (MultiDiscrete([3, 3], start=[1, 1]), lambda action: action + 1, MultiDiscrete([3, 3])),
+    "unequal": (MultiDiscrete([2, 3]), lambda action: np.minimum(action, [1, 2]), MultiDiscrete([3, 3])),
+    "two rows": (MultiDiscrete([[3, 3]]), lambda action: action[None], MultiDiscrete([3, 3])),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_CHOICES.values(), ids=ODD_CHOICES)
+@pytest.mark.parametrize("form", DISCRETE_PLAIN)
+def test_choices_that_do_not_fit_are_answered_with_a_wrapper_that_works(form, odd):
+    space, translate, plain = odd
+    agent = create_rl_agent(agent_type_of(form), 3, 6, FORMS[form])
+    with pytest.raises(
+        TypeError, match=r"both counted from 0; the environment has .*Discrete.*gymnasium\.ActionWrapper"
+    ):
+        agent.train(Acts(space), 10)
+
+    class Translated(gymnasium.ActionWrapper):
+        def __init__(self, env):
+            super().__init__(env)
+            self.action_space = plain
+
+        def action(self, action):
+            return translate(action)
+
+    assert_learns_in(form, Translated(Acts(space)))
+
+
+@pytest.mark.parametrize("form", CONTINUOUS_PLAIN)
+def test_actions_in_a_table_are_answered_with_flattening_which_works(form):
+    env = Acts(Box(-2.0, 1.0, (2, 2), np.float32))
+    with pytest.raises(ValueError, match=r"needs actions in one row, .*; flatten them in a wrapper"):
+        create_rl_agent(form, 3, 4, FORMS[form]).train(env, 10)
+    row = Box(-2.0, 1.0, (4,), np.float32)
+    assert_learns_in(form, TransformAction(env, lambda action: action.reshape(2, 2), row))
+
+
+def refusal(form, action_dim, env):
+    with pytest.raises((TypeError, ValueError)) as raised:
+        create_rl_agent(agent_type_of(form), 3, action_dim, FORMS[form]).train(env, 10)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("form", CONTINUOUS_PLAIN)
+@pytest.mark.parametrize("low", [-np.inf, 0.0])
+def test_actions_without_bounds_are_refused(form, low):
+    env = Acts(Box(low, np.inf, (2,), np.float32))
+    assert "needs actions with finite bounds" in refusal(form, 2, env)
+    bounded = Box(max(low, -1.0), 1.0, (2,), np.float32)
+    assert_learns_in(form, TransformAction(env, lambda action: action, bounded))
+
+
+def test_the_wrapper_named_for_actions_without_bounds_works():
+    env = Acts(Box(-np.inf, np.inf, (2,), np.float32))
+    named = re.search(r"gymnasium\.wrappers\.(\w+)", refusal("sac", 2, env)).group(1)
+    bounded = Box(-1.0, 1.0, (2,), np.float32)
+    arguments = {"RescaleAction": (-1.0, 1.0), "TransformAction": (lambda action: action, bounded)}[named]
+    assert_learns_in("sac", getattr(gymnasium.wrappers, named)(env, *arguments))
+
+
+@pytest.mark.parametrize("form", [*DISCRETE_PLAIN, *CONTINUOUS_PLAIN])
+def test_whole_numbers_in_a_box_are_refused(form):
+    assert "int64" in refusal(form, 2, Acts(Box(0, 5, (2,), np.int64)))
+
+
+@pytest.mark.parametrize("form", [*DISCRETE_PLAIN, *CONTINUOUS_PLAIN])
+def test_whole_numbers_in_a_box_are_not_answered_with_an_agent_that_refuses_them_too(form):
+    env = Acts(Box(0, 5, (2,), np.int64))
+    other = re.search(r"create_rl_agent\('(\w+)'", refusal(form, 2, env))
+    assert other is None or not refusal(other.group(1), 2, env)
+
+
 # --- Masks
 
 
@@ -706,6 +903,44 @@ def test_a_mask_of_the_wrong_shape_is_refused(form):
             agent.select_action(seen, action_mask=mask)
         assert str(raised.value).endswith(f"got {mask.shape}")
         agent.select_action(seen, action_mask=expected)
+
+
+@pytest.mark.parametrize("n_assets", [1, 2])
+@pytest.mark.parametrize("form", MASKED)
+def test_a_mask_that_leaves_no_choice_is_refused(form, n_assets):
+    agent = trained(form, market(form, n_assets))
+    none = np.ones((3, n_assets, 3), np.int8)
+    none[1, -1] = 0  # One asset of one observation.
+    none, seen = none.reshape(3, -1), observations(agent, 3)
+    for deterministic in (True, False):
+        for values, mask in ((seen, none), (seen[1], none[1]), (seen[1:2], none[1:2])):
+            for as_given in (np.asarray, torch.tensor):
+                with pytest.raises(ValueError, match="action_mask must leave at least one choice"):
+                    agent.select_action(as_given(values), deterministic, action_mask=as_given(mask))
+
+
+@pytest.mark.parametrize("form", MASKED)
+def test_a_mask_with_holes_is_refused(form):
+    agent = new_agent(form, market(form))
+    seen, mask = observations(agent, 2), np.array([[1.0, 0.0, 1.0], [1.0, np.nan, 1.0]])
+    for deterministic in (True, False):
+        for values, holes in ((seen, mask), (seen[1], mask[1])):
+            for as_given in (np.asarray, torch.tensor):
+                with pytest.raises(ValueError, match="action_mask holds NaN"):
+                    agent.select_action(as_given(values), deterministic, action_mask=as_given(holes))
+
+
+@pytest.mark.parametrize("form", MASKED)
+def test_a_mask_may_lie_in_memory_in_any_way(form):
+    agent = trained(form)
+    seen, mask = observations(agent, 2), np.array([[1, 0, 0], [0, 1, 1]], np.int8)
+    for values, legal in ((seen, mask), (seen[0], mask[0])):
+        for deterministic in (True, False):
+            agent.generator.manual_seed(5)
+            expected = agent.select_action(values, deterministic, action_mask=legal)
+            for same in handed_over(legal):
+                agent.generator.manual_seed(5)
+                assert np.array_equal(agent.select_action(values, deterministic, action_mask=same), expected)
 
 
 @pytest.mark.parametrize("form", CONTINUOUS)

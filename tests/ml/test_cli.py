@@ -201,6 +201,20 @@ def test_the_best_agent_is_chosen_on_validation_and_never_on_the_test(files, tmp
     pd.testing.assert_frame_equal(log, other)
 
 
+def test_training_that_takes_no_gradient_step_says_what_is_judged(files, tmp_path, capsys):
+    arguments = train_arguments(files / "one.csv", tmp_path / "run", "--training.total-timesteps", "80")
+    assert main(arguments) == 0
+    expected = (
+        "note: the budget is spent and no gradient step was taken: it is too small for the agent; what follows judges"
+    )
+    assert expected in capsys.readouterr().err
+
+
+def test_training_that_learns_has_nothing_to_note(files, tmp_path, capsys):
+    assert main(train_arguments(files / "one.csv", tmp_path / "run")) == 0
+    assert "gradient step" not in capsys.readouterr().err
+
+
 def test_a_run_that_is_there_is_not_replaced_unasked(runs, capsys):
     folder, prices = runs["single"]
     assert "--overwrite" in refused(capsys, *train_arguments(prices, folder))

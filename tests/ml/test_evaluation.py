@@ -1,11 +1,13 @@
 """One pass over all prices, and baselines that pay what the agent pays."""
 
+import gymnasium
 import numpy as np
 import pandas as pd
 import pytest
 
-from ml.tradingbots.components import TradingEnvConfig, TradingEnvironment
+from ml.tradingbots.components import TradingEnvConfig, TradingEnvironment, create_rl_agent
 from ml.tradingbots.training import evaluate_agent
+from ml.tradingbots.training.evaluation import evaluate_episodes
 
 
 class Always:
@@ -66,3 +68,47 @@ def test_a_stopped_agent_holds_cash_to_the_end_and_the_diagnosis_says_so(falling
     assert result.agent.n_steps == result.baselines["flat"].n_steps
     assert result.agent.weights[-1] == 0.0
     assert "stopped out on 2020-0" in result.diagnosis()[0]
+
+
+@pytest.mark.parametrize(("agent_type", "acts"), [("sac", "continuous"), ("dqn", "discrete")])
+def test_an_environment_of_the_other_kind_of_actions_is_refused_with_the_one_that_works(falling, agent_type, acts):
+    other = {"continuous": "discrete", "discrete": "continuous"}[acts]
+    right, wrong = (
+        TradingEnvironment(falling, TradingEnvConfig(window_size=2, action_type=kind)) for kind in (acts, other)
+    )
+    agent = create_rl_agent(agent_type, right.observation_space_dim, right.action_space_dim)
+    with pytest.raises(TypeError, match=rf"needs {acts} actions.*TradingEnvConfig\(action_type='{acts}'\)"):
+        evaluate_agent(agent, wrong, n_bootstrap=0)
+    assert evaluate_agent(agent, right, n_bootstrap=0).agent.n_steps == len(falling) - 3
+
+
+def test_an_environment_with_another_number_of_choices_is_refused_with_the_argument_to_change(falling):
+    env = TradingEnvironment(falling, TradingEnvConfig(window_size=2, action_type="discrete"))
+    with pytest.raises(ValueError, match="create it with action_dim=3"):
+        evaluate_agent(create_rl_agent("dqn", env.observation_space_dim, 5), env, n_bootstrap=0)
+    result = evaluate_agent(create_rl_agent("dqn", env.observation_space_dim, 3), env, n_bootstrap=0)
+    assert result.agent.n_steps == len(falling) - 3
+
+
+@pytest.mark.parametrize(
+    ("agent_type", "action_dim", "wrong", "right"),
+    [("sac", 1, "CartPole-v1", "Pendulum-v1"), ("dqn", 2, "Pendulum-v1", "CartPole-v1")],
+)
+def test_episodes_of_the_other_kind_of_actions_are_refused(agent_type, action_dim, wrong, right):
+    kind = "continuous" if agent_type == "sac" else "discrete"
+    for made in (wrong, gymnasium.make(wrong)):
+        with pytest.raises(TypeError, match=f"agent '{agent_type}' needs {kind} actions"):
+            evaluate_episodes(create_rl_agent(agent_type, 3, action_dim), made, n_episodes=1)
+    (state_dim,) = gymnasium.make(right).observation_space.shape
+    agent = create_rl_agent(agent_type, state_dim, action_dim)
+    assert len(evaluate_episodes(agent, right, n_episodes=1)) == 1
+
+
+def test_agents_that_are_not_ours_are_not_asked_what_they_are(falling):
+    env = TradingEnvironment(falling, TradingEnvConfig(window_size=2, action_type="discrete"))
+
+    class Buys:
+        def select_action(self, observation, deterministic=False):
+            return 1
+
+    assert evaluate_agent(Buys(), env, n_bootstrap=0).agent.n_steps == len(falling) - 3

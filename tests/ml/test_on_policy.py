@@ -17,6 +17,7 @@ from ml.tradingbots.components.rl_agents import PPOAgent, PPOConfig, create_rl_a
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.vector_adapter import TensorVectorEnv
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
+from ml.tradingbots.training import RLTrainingConfig, train_rl_agent
 
 SMALL = PPOConfig(hidden_dim=8, n_steps=10, n_epochs=2, batch_size=8, gamma=0.9, gae_lambda=0.8)
 # float32 against float64 through three layers.
@@ -286,6 +287,64 @@ def test_scaled_rewards_are_clipped_at_ten():
     assert scaled.min() < -10.0
     _, targets = plain_advantages(state, before, after, scaled.clamp(min=-10.0), terminated, truncated)
     torch.testing.assert_close(experience.value_target[:, None].double(), targets, **CLOSE)
+
+
+class RecordingA2C(A2CAgent):
+    """An A2C agent that keeps what it learns from."""
+
+    def update(self, experience, batch_size):
+        self.value_targets = [*getattr(self, "value_targets", []), experience.value_target.clone()]
+        return super().update(experience, batch_size)
+
+
+class RecordingPPO(PPOAgent):
+    """A PPO agent that keeps what it learns from."""
+
+    def update(self, experience, batch_size):
+        self.value_targets = [*getattr(self, "value_targets", []), experience.value_target.clone()]
+        return super().update(experience, batch_size)
+
+
+A2C = A2CConfig(hidden_dim=8, n_steps=10, gamma=0.9)
+each_scaled = pytest.mark.parametrize(("kind", "config"), [(RecordingPPO, SMALL), (RecordingA2C, A2C)])
+
+
+def of_scaled_rewards(kind, config, tmp_path):
+    """An agent that learned from rewards around 500, the one that was loaded from its file, and more of the same."""
+    env = Line(7, "truncated", rewards=lambda n: 500.0 + 100.0 * (n % 5))
+    agent = kind(2, 1, config, seed=3)
+    settings = RLTrainingConfig(total_timesteps=40, progress=False)
+    train_rl_agent(agent, env, settings)
+    assert agent.reward_scale < 0.01
+    return agent, kind(2, 1, config, seed=8).load(agent.save(tmp_path / "agent.pt")), env
+
+
+@each_scaled
+def test_a_loaded_agent_goes_on_learning_from_rewards_at_the_scale_it_learned(tmp_path, kind, config):
+    agent, loaded, env = of_scaled_rewards(kind, config, tmp_path)
+    scale = loaded.reward_scale
+    loaded.train(env, 30)
+    # Unscaled they would be hundreds.
+    assert all(targets.abs().max() < 20.0 for targets in loaded.value_targets)
+    assert loaded.reward_scale == scale == agent.reward_scale
+    assert loaded.return_statistics.count == agent.return_statistics.count
+
+
+@pytest.mark.parametrize("as_the_run_left_it", [False, True])
+@each_scaled
+def test_a_loaded_agent_learns_the_value_targets_of_the_one_that_was_not_saved(
+    tmp_path, kind, config, as_the_run_left_it
+):
+    agent, loaded, _ = of_scaled_rewards(kind, config, tmp_path)
+    if not as_the_run_left_it:
+        agent.scale_rewards = False  # The scale stands still.
+    agent.value_targets = []
+    for one in (agent, loaded):
+        one.train(Line(7, "truncated", rewards=lambda n: 500.0 + 100.0 * (n % 5)), 30)
+    assert len(loaded.value_targets) == 3
+    for ours, theirs in zip(loaded.value_targets, agent.value_targets, strict=True):
+        assert torch.equal(ours, theirs)
+    assert loaded.reward_scale == agent.reward_scale
 
 
 def test_rewards_are_left_alone_unless_asked():

@@ -113,6 +113,15 @@ def test_a_file_for_a_portfolio_reads_windows_and_obeys_masks(agent_type, settin
     )
 
 
+@pytest.mark.parametrize(("agent_type", "settings"), [("dqn", {}), ("a2c", {"action_type": "discrete"})])
+def test_the_file_of_a_discrete_agent_leaves_the_batch_free(agent_type, settings, tmp_path):
+    path = export_onnx(new_agent(agent_type, 5, 3, **settings), tmp_path / "agent.onnx")
+    graph = onnx.load(path).graph
+    assert all(value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output))
+    act = running(path)
+    assert [len(act(observations(batch, 5))) for batch in (1, 3, 7)] == [1, 3, 7]
+
+
 @pytest.fixture(scope="module")
 def lstm_sac(make_prices, tmp_path_factory):
     """A continuous agent that reads windows, what it answered before it was exported, and its file."""

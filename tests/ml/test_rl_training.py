@@ -22,7 +22,7 @@ from ml.tradingbots.components.rl_agents import create_rl_agent, load_rl_agent
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.sac_agent import SACConfig
 from ml.tradingbots.data.synthetic import autoregressive
-from ml.tradingbots.training.callbacks import Callback
+from ml.tradingbots.training.callbacks import Callback, EvalCallback
 from ml.tradingbots.training.loggers import MemoryLogger, read_history
 from ml.tradingbots.training.rl_training import RLTrainingConfig, train_rl_agent
 
@@ -536,3 +536,47 @@ def test_an_agent_that_is_trained_again_fills_its_memory_before_it_learns():
     n_updates = agent.num_updates
     train(agent, env, total_timesteps=agent.config.learning_starts - 2)
     assert agent.num_updates == n_updates
+
+
+WRONG_KINDS = {"market": lambda: market(action_type="discrete"), "gymnasium": lambda: gymnasium.make("CartPole-v1")}
+
+
+@pytest.mark.parametrize("wrong", WRONG_KINDS.values(), ids=WRONG_KINDS)
+@pytest.mark.parametrize("by_callback", [False, True])
+def test_an_evaluation_in_the_other_kind_of_actions_is_refused_before_training(tmp_path, by_callback, wrong):
+    env, folder = market(), tmp_path / "run"
+    agent = agent_for(env)
+    given = {"callbacks": [EvalCallback(wrong(), eval_freq=20)]} if by_callback else {"eval_env": wrong()}
+    with pytest.raises(TypeError, match=r"needs continuous actions.*TradingEnvConfig\(action_type='continuous'\)"):
+        train(agent, env, run_dir=str(folder), **given)
+    assert agent.num_timesteps == 0
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("by_callback", [False, True])
+def test_an_evaluation_in_an_id_of_the_other_kind_of_actions_is_refused_before_training(by_callback):
+    env = market()
+    agent = agent_for(env)
+    wrong = "CartPole-v1"
+    given = {"callbacks": [EvalCallback(wrong, eval_freq=20)]} if by_callback else {"eval_env": wrong}
+    with pytest.raises(TypeError, match="needs continuous actions"):
+        train(agent, env, **given)
+    assert agent.num_timesteps == 0
+
+
+UNTRAINED = "the budget is spent and no gradient step was taken: it is too small for the agent"
+
+
+def test_a_run_without_a_gradient_step_says_so():
+    metrics = train(total_timesteps=20)  # As many as are collected before the first.
+    assert (metrics.num_updates, metrics.stop_reason) == (0, UNTRAINED)
+    metrics = train(total_timesteps=22)
+    assert (metrics.num_updates, metrics.stop_reason) == (1, "the budget is spent")
+
+
+def test_a_later_run_without_a_gradient_step_says_so_too():
+    env = market()
+    agent = agent_for(env)
+    train(agent, env)
+    metrics = train(agent, env, total_timesteps=4)  # Its memory begins empty.
+    assert (metrics.num_updates, metrics.stop_reason) == (0, UNTRAINED)

@@ -1,18 +1,22 @@
 """SAC against the paper's formulas, how it collects and acts, and the factory's errors."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
 import pytest
+import stable_baselines3
 import torch
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 
 from ml.tradingbots.components.base_agent import StepReport
 from ml.tradingbots.components.buffers import Batch
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.rl_agents import create_rl_agent
 from ml.tradingbots.components.rl_environment import TradingEnvironment
-from ml.tradingbots.components.sac_agent import SACConfig
+from ml.tradingbots.components.sac_agent import SACAgent, SACConfig
 from ml.tradingbots.components.vector_adapter import as_vector_env
 from ml.tradingbots.data.synthetic import autoregressive
 
@@ -465,7 +469,7 @@ def test_an_environment_with_other_observations_is_refused_with_the_argument_to_
 
 def test_an_environment_with_other_actions_is_refused_with_the_argument_to_change():
     env = market()
-    with pytest.raises(ValueError, match=r"create it with action_dim=env\.action_space_dim"):
+    with pytest.raises(ValueError, match=r"create it with action_dim=1 \(env\.action_space_dim"):
         create_rl_agent("sac", env.observation_space_dim, 2, SMALL).train(env, 10)
 
 
@@ -560,3 +564,94 @@ def test_a_seed_that_is_no_integer_of_63_bits_is_refused(seed):
 
 def test_the_largest_seed_is_accepted():
     assert small_agent(seed=np.uint64(2**63 - 1)).seed == 2**63 - 1
+
+
+# Stable-Baselines3 with the same weights and the same noise.
+
+
+class Spaces(gymnasium.Env):
+    """Nothing but spaces: the updates below are fed by hand."""
+
+    observation_space = gymnasium.spaces.Box(-9.0, 9.0, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+
+class DrawsAsTheyDo(SACAgent):
+    """Draws in the order of Stable-Baselines3: at the states, then at the next ones. Our update asks for the latter first."""
+
+    waiting = None
+
+    def _normal(self, batch):
+        if self.waiting is None:
+            self.waiting = super()._normal(batch)
+            return super()._normal(batch)
+        drawn, self.waiting = self.waiting, None
+        return drawn
+
+
+def sb3_actor(module):
+    ours = module.state_dict()
+    theirs = {}
+    for part in ("weight", "bias"):
+        for layer in range(2):
+            theirs[f"latent_pi.{2 * layer}.{part}"] = ours[f"body.layers.{layer}.{part}"]
+        theirs[f"mu.{part}"], theirs[f"log_std.{part}"] = ours[f"head.{part}"].chunk(2)
+    return theirs
+
+
+def sb3_critic(module):
+    theirs = {}
+    for twin in range(2):
+        for layer in range(3):
+            theirs[f"qf{twin}.{2 * layer}.weight"] = module.mlp.weights[layer][twin].detach().T
+            theirs[f"qf{twin}.{2 * layer}.bias"] = module.mlp.biases[layer][twin, 0].detach()
+    return theirs
+
+
+def sb3_sac(agent, batch):
+    """Their SAC with our weights, which draws our batch."""
+    config = agent.config
+    model = stable_baselines3.SAC(
+        "MlpPolicy",
+        Spaces(),
+        learning_rate=config.learning_rate,
+        gamma=config.gamma,
+        tau=config.tau,
+        buffer_size=10,
+        ent_coef=f"auto_{config.alpha}",
+        policy_kwargs={"net_arch": [8, 8]},
+        device="cpu",
+    )
+    model.set_logger(Logger(None, []))
+    model._current_progress_remaining = 1.0
+    model.actor.load_state_dict(sb3_actor(agent.actor))
+    model.critic.load_state_dict(sb3_critic(agent.critic))
+    model.critic_target.load_state_dict(sb3_critic(agent.critic_target))
+    ended, reward = batch.terminated[:, None], batch.reward[:, None]
+    drawn = ReplayBufferSamples(batch.observation, batch.action, batch.next_observation, ended, reward)
+    model.replay_buffer = SimpleNamespace(sample=lambda *_, **__: drawn)
+    return model
+
+
+def test_gradient_steps_are_those_of_stable_baselines3():
+    agent = DrawsAsTheyDo(3, 2, dataclasses.replace(SMALL, alpha=0.3, tau=0.05, gamma=0.9), seed=4)
+    with torch.no_grad():
+        for parameter in agent.critic_target.parameters():
+            parameter.mul_(1.5)  # Equal targets would hide a mix-up of the two.
+    batch = tiny_batch()
+    model = sb3_sac(agent, batch)
+    agent.generator.manual_seed(3)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(3)
+        for _ in range(3):
+            model.train(1, 4)
+            figures, logged = agent.update(batch), model.logger.name_to_value
+            # They add 1e-6 inside the logarithm of 1 - tanh(x)^2, where ours is exact.
+            for ours, theirs in (("critic_loss", "critic_loss"), ("actor_loss", "actor_loss"), ("alpha", "ent_coef")):
+                assert figures[ours].item() == pytest.approx(logged[f"train/{theirs}"], rel=1e-4, abs=1e-5)
+    assert agent.log_alpha.item() == pytest.approx(model.log_ent_coef.item(), rel=1e-5)
+    for name, renamed in (("actor", sb3_actor), ("critic", sb3_critic), ("critic_target", sb3_critic)):
+        theirs = getattr(model, name).state_dict()
+        for key, value in renamed(getattr(agent, name)).items():
+            # Three steps of Adam of the learning rate each; it divides by the gradient's size, so rounding is enlarged.
+            torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=3e-6)

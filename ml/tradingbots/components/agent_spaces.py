@@ -24,7 +24,12 @@ def check_fits(space: gymnasium.Space[Any], agent: Any) -> None:
 def check_box(space: gymnasium.Space[Any], agent: BaseAgent) -> None:
     """Check that an action space is a box that a continuous agent fits; errors as for `BaseAgent.bind`."""
     name = f"agent {agent.agent_type!r}"
-    if not isinstance(space, gymnasium.spaces.Box) or not np.issubdtype(space.dtype, np.floating):
+    if isinstance(space, gymnasium.spaces.Box) and not np.issubdtype(space.dtype, np.floating):
+        raise TypeError(
+            f"no agent acts in a Box of whole numbers, the environment has {space}: offer Discrete choices or "
+            "a Box of floats in a gymnasium.ActionWrapper"
+        )
+    if not isinstance(space, gymnasium.spaces.Box):
         own = f", {agent.config_class.__name__}(action_type='discrete')" if _has_both(agent) else ""
         raise TypeError(
             f"{name} needs continuous actions, the environment has {space}; use TradingEnvConfig(action_type='continuous')"
@@ -39,15 +44,15 @@ def check_box(space: gymnasium.Space[Any], agent: BaseAgent) -> None:
         )
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(
-            f"{name} needs actions with finite bounds, the environment has {space}; wrap it in "
-            "gymnasium.wrappers.RescaleAction"
+            f"{name} needs actions with finite bounds, the environment has {space}; bound "
+            "them with gymnasium.wrappers.TransformAction"
         )
 
 
 def n_branches_of(space: gymnasium.Space[Any], agent: BaseAgent) -> int:
     """Return how many choices a discrete agent makes at once in a space; errors as for `BaseAgent.bind`."""
     name = f"agent {agent.agent_type!r}"
-    if isinstance(space, gymnasium.spaces.Box):
+    if isinstance(space, gymnasium.spaces.Box) and np.issubdtype(space.dtype, np.floating):
         own = f", {agent.config_class.__name__}(action_type='continuous')" if _has_both(agent) else ""
         raise TypeError(
             f"{name} needs discrete actions, the environment has {space}; use TradingEnvConfig(action_type='discrete')"

@@ -352,7 +352,8 @@ class BaseAgent(ABC):
         """Return a mask as bool (batch, action_dim)."""
         if not self.is_discrete:
             raise ValueError(f"agent {self.agent_type!r} acts continuously: it takes no action_mask")
-        mask = torch.as_tensor(action_mask, device=self.device)
+        given = action_mask if isinstance(action_mask, Tensor) else torch.from_numpy(np.array(action_mask))
+        mask = given.to(self.device)
         if mask.is_floating_point() and bool(mask.isnan().any()):
             raise ValueError("action_mask holds NaN")
         mask = mask.bool()

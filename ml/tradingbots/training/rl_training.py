@@ -201,8 +201,10 @@ class _Run:
         if config.eval_frequency and chosen is None:
             raise ValueError("eval_frequency needs an eval_env where the agent trains in a vector environment")
         for judged_in in (chosen, *(getattr(callback, "eval_env", None) for callback in self.user_callbacks.callbacks)):
-            if isinstance(judged_in, gymnasium.Env):
-                check_fits(judged_in.action_space, agent)  # Now, not after hours of training.
+            # Now, not after hours of training.
+            if isinstance(judged_in, (str, gymnasium.Env)):
+                made = gymnasium.make(judged_in) if isinstance(judged_in, str) else judged_in
+                check_fits(made.action_space, agent)
         self.state = TrainingState(
             agent=agent,
             env=self.env,
@@ -260,6 +262,8 @@ class _Run:
                 self._finish(loggers)
             finally:
                 loggers.close()
+                # The scale that the run found stays; `agent.train` moves it no further, whether the agent was saved or not.
+                self.agent.scale_rewards = False
         if self.state.stop_reason == INTERRUPTED:
             raise KeyboardInterrupt(f"training stopped at {self.state.num_timesteps} timesteps")
         return self.metrics
@@ -292,7 +296,7 @@ class _Run:
             else:
                 agent.normalizer.run()
         agent.scale_rewards = config.normalize_rewards
-        self._offset = agent.num_timesteps
+        self._offset, self._updates_before = agent.num_timesteps, agent.num_updates
 
     def _resume(self, path: Path) -> Any:
         """Take over a saved run; returns the present observations, None where the environment starts afresh.
@@ -324,7 +328,7 @@ class _Run:
             raise CheckpointError(f"{path} cannot be resumed here: {str(error)[:300]}") from error
         self.agent.take_over(trained)
         self.agent.scale_rewards = self.config.normalize_rewards
-        self._offset = counters["offset"]
+        self._offset, self._updates_before = counters["offset"], 0
         state, metrics = self.state, self.metrics
         state.num_episodes, state.num_evaluations = counters["num_episodes"], counters["num_evaluations"]
         state.num_timesteps = self.agent.num_timesteps - self._offset
@@ -377,7 +381,9 @@ class _Run:
         self._show(progress)
         if self._is_complete():
             untrained = (
-                "" if self.agent.num_updates else " and no gradient step was taken: it is too small for the agent"
+                ""
+                if self.agent.num_updates > self._updates_before
+                else " and no gradient step was taken: it is too small for the agent"
             )
             state.request_stop(f"the budget is spent{untrained}")
         self.callbacks.on_step_end(state)
@@ -447,7 +453,7 @@ class _Run:
             self._log(loggers)
         self.callbacks.on_training_end(state)
         metrics.num_timesteps, metrics.num_episodes = state.num_timesteps, state.num_episodes
-        metrics.num_updates = self.agent.num_updates
+        metrics.num_updates = self.agent.num_updates - self._updates_before
         metrics.stop_reason = state.stop_reason
         metrics.best_eval_score = self.evaluator.best_score if state.num_evaluations else float("nan")
         metrics.history = self.memory.history
