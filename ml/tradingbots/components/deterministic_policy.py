@@ -110,7 +110,7 @@ class DeterministicPolicyAgent(OffPolicyAgent):
         return loss.detach()
 
     def _actor_loss(self, observation: Tensor) -> Tensor:
-        return -self.critic.first(observation, self.actor(observation)).mean()
+        return -self.critic.first(observation, self.actor(observation), frozen=True).mean()
 
     # Exploration: noise on the policy's actions.
 

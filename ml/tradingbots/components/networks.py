@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ml.tradingbots.components.affine import is_large, large_affine
 from ml.tradingbots.components.distributions import LOG_STD_MAX, LOG_STD_MIN, squashed_gaussian_log_prob
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "tanh": torch.tanh}
@@ -57,30 +58,53 @@ class BatchedMLP(nn.Module):
         # Asking a list of parameters for its entries costs more than a small product.
         self._layers = list(zip(self.weights, self.biases, strict=True))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, frozen: bool = False) -> Tensor:
         """Evaluate all networks.
 
         Args:
             x: one input for all (batch, width), or one for each (n_networks, batch, width).
+            frozen: whether the parameters are constants, to which no gradient goes.
 
         Returns:
             (n_networks, batch, width of the last layer).
         """
+        if any(is_large(x, weight) for weight, _ in self._layers):
+            # One after the other: the product of a batch of large matrices is no faster.
+            parameters = [(weight.unbind(0), bias.unbind(0)) for weight, bias in self._parameters_of(frozen)]
+            inputs = x.unbind(0) if x.ndim == 3 else [x] * self.n_networks
+            networks = range(self.n_networks)
+            return torch.stack([self._chain(inputs[n], [(w[n], b[n]) for w, b in parameters]) for n in networks])
         if x.ndim == 2:
             x = x.unsqueeze(0).expand(self.n_networks, -1, -1)
-        for layer, (weight, bias) in enumerate(self._layers):
+        for layer, (weight, bias) in enumerate(self._parameters_of(frozen)):
             x = torch.baddbmm(bias, x, weight)
             if layer < self.n_activated:
                 x = self.activation(x)
         return x
 
-    def evaluate(self, network: int, x: Tensor) -> Tensor:
+    def evaluate(self, network: int, x: Tensor, *, frozen: bool = False) -> Tensor:
         """Evaluate one of the networks; (batch, width) to (batch, width of the last layer)."""
-        for layer, (weight, bias) in enumerate(self._layers):
-            x = torch.addmm(bias[network], x, weight[network])
-            if layer < self.n_activated:
-                x = self.activation(x)
+        return self._chain(x, [(weight[network], bias[network]) for weight, bias in self._parameters_of(frozen)])
+
+    def _parameters_of(self, frozen: bool) -> list[tuple[Tensor, Tensor]]:
+        return [(weight.detach(), bias.detach()) for weight, bias in self._layers] if frozen else self._layers
+
+    def _chain(self, x: Tensor, layers: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Walk through the layers of one network: weights (in, out) and biases (1, out)."""
+        for layer, (weight, bias) in enumerate(layers):
+            is_hidden = layer < self.n_activated
+            x = _layer(x, weight, bias, self.activation if is_hidden else None)
         return x
+
+
+def _layer(x: Tensor, weight: Tensor, bias: Tensor, activation: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """One layer of a perceptron; (rows, in) to (rows, out), weight (in, out), bias (out,) or (1, out)."""
+    if is_large(x, weight):
+        relu = activation is torch.relu
+        x = large_affine(x, weight, bias.view(-1), relu=relu)
+        return x if relu or activation is None else activation(x)
+    x = torch.addmm(bias, x, weight)
+    return x if activation is None else activation(x)
 
 
 class Body(nn.Module):
@@ -101,7 +125,7 @@ class Body(nn.Module):
         """(batch, state_dim) to (batch, output_dim)."""
         x: Tensor = self.encoder(observation)
         for weight, bias in self._layers:
-            x = self.activation(nn.functional.linear(x, weight, bias))
+            x = _layer(x, weight.T, bias, self.activation)
         return x
 
 
@@ -194,14 +218,14 @@ class Critic(nn.Module):
         width: int = encoder.output_dim  # type: ignore[assignment]
         self.mlp = BatchedMLP(n_critics, [width + action_dim, *widths, 1], activation=activation)
 
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        """Return all values; (n_critics, batch)."""
-        values: Tensor = self.mlp(torch.cat([self.encoder(observation), action], -1))
+    def forward(self, observation: Tensor, action: Tensor, *, frozen: bool = False) -> Tensor:
+        """Return all values; (n_critics, batch). `frozen` spends no gradient on the critics, only on the action."""
+        values: Tensor = self.mlp(torch.cat([self.encoder(observation), action], -1), frozen=frozen)
         return values.squeeze(-1)
 
-    def first(self, observation: Tensor, action: Tensor) -> Tensor:
+    def first(self, observation: Tensor, action: Tensor, *, frozen: bool = False) -> Tensor:
         """Return the first critic's values; (batch,)."""
-        return self.mlp.evaluate(0, torch.cat([self.encoder(observation), action], -1)).squeeze(-1)
+        return self.mlp.evaluate(0, torch.cat([self.encoder(observation), action], -1), frozen=frozen).squeeze(-1)
 
 
 class ActorCritic(nn.Module):

@@ -139,7 +139,7 @@ class SACAgent(OffPolicyAgent):
     def _actor_loss(self, observation: Tensor, alpha: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The reparameterised policy climbs the smaller critic plus its entropy."""
         action, log_prob = self.actor.sample(observation, noise)
-        loss = (alpha * log_prob - self.critic(observation, action).amin(0)).mean()
+        loss = (alpha * log_prob - self.critic(observation, action, frozen=True).amin(0)).mean()
         return loss, -log_prob.detach().mean()
 
     # State-dependent exploration: one matrix per account, drawn anew now and then.
