@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import Market
-from ml.tradingbots.components.optimizers import FusedAdam, RMSpropInside
+from ml.tradingbots.components.optimizers import FusedAdam, RMSprop
 from ml.tradingbots.components.rl_agents import AGENTS, create_rl_agent
 from ml.tradingbots.components.vector_adapter import TensorVectorEnv
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
@@ -262,7 +262,7 @@ def without_fused_adam(agent):
     for name in agent.learned:
         optimizer = getattr(agent, name)
         if isinstance(optimizer, FusedAdam):
-            setattr(agent, name, RMSpropInside(optimizer.param_groups[0]["params"], 1e-3))
+            setattr(agent, name, RMSprop(optimizer.param_groups[0]["params"], 1e-3))
     return agent
 
 

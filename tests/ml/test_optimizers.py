@@ -7,7 +7,7 @@ import pytest
 import torch
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
-from ml.tradingbots.components.optimizers import FusedAdam, RMSpropInside, clip_gradients, descend
+from ml.tradingbots.components.optimizers import FusedAdam, ListedOptimizer, RMSprop, clip_gradients, descend
 
 SETTINGS = {"lr": 0.05, "alpha": 0.9, "eps": 1e-3}
 # Both sides do the same few operations in the same precision; the order of two of them may differ.
@@ -39,7 +39,7 @@ def walk(optimizer, values, steps):
 
 def test_a_parameter_moves_by_the_formula():
     value = torch.tensor(1.0, requires_grad=True)
-    optimizer = RMSpropInside([value], **SETTINGS)
+    optimizer = RMSprop([value], **SETTINGS)
     expected, square = 1.0, 1.0
     for gradient in (0.5, -2.0, 1e-3, 0.0, 30.0):
         walk(optimizer, [value], [[torch.tensor(gradient)]])
@@ -51,41 +51,35 @@ def test_a_parameter_moves_by_the_formula():
 def test_the_running_square_starts_at_one():
     # So that a first small gradient makes a small step: 0.05·0.01/√(0.9 + 0.1·0.01² + 0.001).
     value = torch.tensor(0.0, requires_grad=True)
-    walk(RMSpropInside([value], **SETTINGS), [value], [[torch.tensor(0.01)]])
+    walk(RMSprop([value], **SETTINGS), [value], [[torch.tensor(0.01)]])
     assert value.item() == pytest.approx(-0.05 * 0.01 / math.sqrt(0.90101), rel=1e-6)
 
 
 def test_it_is_the_port_of_stable_baselines3():
     ours, theirs, steps = parameters(), parameters(), gradients(30)
-    walk(RMSpropInside(ours, **SETTINGS), ours, steps)
+    walk(RMSprop(ours, **SETTINGS), ours, steps)
     walk(RMSpropTFLike(theirs, **SETTINGS), theirs, steps)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, **SAME)
 
 
-def test_it_is_not_the_rmsprop_of_pytorch():
-    ours, theirs, steps = parameters(), parameters(), gradients(3)
-    walk(RMSpropInside(ours, **SETTINGS), ours, steps)
+def test_with_epsilon_outside_it_is_the_rmsprop_of_pytorch():
+    ours, inside, theirs, steps = parameters(), parameters(), parameters(), gradients(30)
+    walk(RMSprop(ours, **SETTINGS, inside=False), ours, steps)
+    walk(RMSprop(inside, **SETTINGS), inside, steps)
     walk(torch.optim.RMSprop(theirs, **SETTINGS), theirs, steps)
-    assert all(not torch.allclose(one, other, rtol=1e-2) for one, other in zip(ours, theirs, strict=True))
+    for one, other, different in zip(ours, theirs, inside, strict=True):
+        torch.testing.assert_close(one, other, **SAME)
+        assert not torch.allclose(different, other, rtol=1e-2)
 
 
-def test_a_parameter_without_a_gradient_stays():
-    moved, kept = parameters()[:2]
-    before = kept.detach().clone()
-    moved.grad = torch.ones_like(moved)
-    optimizer = RMSpropInside([moved, kept], **SETTINGS)
-    optimizer.step()
-    assert torch.equal(kept, before)
-    assert kept not in optimizer.state
-
-
-def test_a_restored_optimiser_goes_on_as_if_nothing_had_happened():
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_restored_optimiser_goes_on_as_if_nothing_had_happened(inside):
     values, steps = parameters(), gradients(8)
-    optimizer = RMSpropInside(values, **SETTINGS)
+    optimizer = RMSprop(values, **SETTINGS, inside=inside)
     walk(optimizer, values, steps[:4])
     copies = [value.detach().clone().requires_grad_() for value in values]
-    restored = RMSpropInside(copies, lr=1.0)
+    restored = RMSprop(copies, lr=1.0)
     restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     walk(optimizer, values, steps[4:])
     walk(restored, copies, steps[4:])
@@ -94,7 +88,7 @@ def test_a_restored_optimiser_goes_on_as_if_nothing_had_happened():
 
 def test_a_changed_step_size_is_followed():
     value = torch.tensor(0.0, requires_grad=True)
-    optimizer = RMSpropInside([value], **SETTINGS)
+    optimizer = RMSprop([value], **SETTINGS)
     optimizer.param_groups[0]["lr"] = 0.0
     walk(optimizer, [value], [[torch.tensor(1.0)]])
     assert value.item() == 0.0
@@ -173,6 +167,16 @@ def test_adam_follows_a_changed_step_size():
 # Descending.
 
 
+class Plain(ListedOptimizer):
+    """Gradient descent."""
+
+    @torch.no_grad()
+    def advance(self):
+        (group,) = self.param_groups
+        for parameter in group["params"]:
+            parameter -= group["lr"] * parameter.grad
+
+
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_clipping_is_that_of_pytorch(size):
     ours, theirs, (step,) = parameters(), parameters(), gradients(1)
@@ -187,12 +191,12 @@ def test_clipping_is_that_of_pytorch(size):
 def test_descending_spends_gradients_on_its_own_parameters_only():
     weight, other = torch.tensor(2.0, requires_grad=True), torch.tensor(3.0, requires_grad=True)
     weight.grad, other.grad = torch.tensor(100.0), torch.tensor(7.0)  # Left from before.
-    descend(weight * other, [weight], torch.optim.SGD([weight], lr=0.1), None)
+    descend(weight * other, [weight], Plain([weight], {"lr": 0.1}), None)
     assert weight.item() == pytest.approx(2.0 - 0.1 * 3.0)
     assert other.grad.item() == 7.0
 
 
 def test_descending_clips_before_it_steps():
     weight = torch.tensor([3.0, 4.0], requires_grad=True)
-    descend(0.5 * weight.square().sum(), [weight], torch.optim.SGD([weight], lr=1.0), 1.0)
+    descend(0.5 * weight.square().sum(), [weight], Plain([weight], {"lr": 1.0}), 1.0)
     assert weight.tolist() == pytest.approx([3.0 - 0.6, 4.0 - 0.8], rel=1e-5)

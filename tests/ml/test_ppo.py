@@ -267,9 +267,9 @@ def test_a_whole_update_is_the_papers_with_shuffled_minibatches_each_normalised_
 class Recording(PPOAgent):
     """A PPO agent that notes which transitions each of its minibatches held."""
 
-    def _loss(self, *arguments):
-        self.minibatches.append(arguments[0][0][:, 0].tolist())
-        return super()._loss(*arguments)
+    def _write_gradients(self, observation, *arguments):
+        self.minibatches.append(observation[:, 0].tolist())
+        return super()._write_gradients(observation, *arguments)
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(10, [10, 10, 4]), (8, [8, 8, 8]), (100, [24]), (23, [23, 1])])

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ml.tradingbots.components.agent_config import AgentConfig, OnPolicyConfig, check_at_least_one, check_positive
 from ml.tradingbots.components.on_policy import Experience, OnPolicyAgent
-from ml.tradingbots.components.optimizers import RMSpropInside, descend
+from ml.tradingbots.components.optimizers import FusedAdam, ListedOptimizer, RMSprop
+from ml.tradingbots.components.policy_gradients import PolicyGradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +48,12 @@ class A2CAgent(OnPolicyAgent):
     needs_log_prob: ClassVar[bool] = False
     config: A2CConfig
 
-    def _new_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def _new_optimizer(self, parameters: list[Tensor]) -> ListedOptimizer:
         config = self.config
         if config.optimizer == "adam":
-            return torch.optim.Adam(parameters, config.learning_rate, eps=config.epsilon, fused=True)
-        if config.optimizer == "rmsprop":
-            # On a CPU the default is a Python loop over parameters.
-            return torch.optim.RMSprop(
-                parameters, config.learning_rate, alpha=config.rms_decay, eps=config.epsilon, foreach=True
-            )
-        return RMSpropInside(parameters, config.learning_rate, alpha=config.rms_decay, eps=config.epsilon)
+            return FusedAdam(parameters, config.learning_rate, eps=config.epsilon)
+        inside = config.optimizer == "rmsprop_inside"
+        return RMSprop(parameters, config.learning_rate, config.rms_decay, config.epsilon, inside=inside)
 
     def update(self, experience: Experience, batch_size: int | None) -> dict[str, Tensor]:
         """Take one gradient step on the whole rollout.
@@ -69,8 +66,8 @@ class A2CAgent(OnPolicyAgent):
                 f"A2C learns from whole rollouts of n_steps × n_envs timesteps, it has no batch_size (got {batch_size}): leave "
                 "it None and set A2CConfig(n_steps=...) and RLTrainingConfig(n_envs=...)"
             )
-        loss, parts = self._loss_step(experience)
-        descend(loss, self._parameters, self.optimizer, self.config.max_grad_norm)
+        parts = self._write_gradients(experience.observation, experience)
+        self.optimizer.advance()
         self.num_updates += 1
         names = ("policy_loss", "value_loss", "entropy", "explained_variance")
         return dict(zip(names, parts, strict=True))
@@ -80,15 +77,30 @@ class A2CAgent(OnPolicyAgent):
         (experience,) = arguments
         config = self.config
         log_prob, entropy, value = self._evaluate(experience.observation, experience.action, experience.mask)
-        advantage = experience.advantage
-        if config.normalize_advantages and len(advantage) > 1:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        policy_loss = -(advantage * log_prob).mean()
+        policy_loss = -(self._advantage(experience) * log_prob).mean()
         value_loss = (value - experience.value_target).square().mean()
         entropy = entropy.mean()
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         explained = explained_variance(experience.value, experience.value_target)
         return loss, (policy_loss.detach(), value_loss.detach(), entropy.detach(), explained)
+
+    def _write_explicitly(self, gradient: PolicyGradient, *arguments: Any) -> tuple[Tensor, ...]:
+        """The gradients of `_loss`."""
+        config, (experience,) = self.config, arguments
+        log_prob, entropy, value = self._evaluate_explicitly(
+            gradient, experience.observation, experience.action, experience.mask
+        )
+        advantage, error = self._advantage(experience), value - experience.value_target
+        n = len(error)
+        gradient.backward(advantage * (-1.0 / n), -config.entropy_coef, error * (2.0 * config.value_coef / n))
+        explained = explained_variance(experience.value, experience.value_target)
+        return -(advantage @ log_prob) / n, error.square().mean(), entropy, explained
+
+    def _advantage(self, experience: Experience) -> Tensor:
+        advantage = experience.advantage
+        if self.config.normalize_advantages and len(advantage) > 1:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        return advantage
 
 
 def explained_variance(value: Tensor, value_target: Tensor) -> Tensor:

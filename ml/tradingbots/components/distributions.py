@@ -19,7 +19,11 @@ _LOG_TWO = math.log(2.0)
 
 def gaussian_log_prob(action: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
     """Log-density of independent Gaussians, summed over action dimensions; (batch, action_dim) to (batch,)."""
-    scaled = (action - mean) * (-log_std).exp()
+    return standardized_log_prob((action - mean) * (-log_std).exp(), log_std)
+
+
+def standardized_log_prob(scaled: Tensor, log_std: Tensor) -> Tensor:
+    """The same from z = (action − mean) / std; (batch, action_dim) to (batch,)."""
     return (-0.5 * scaled.square() - log_std - _HALF_LOG_TWO_PI).sum(-1)
 
 

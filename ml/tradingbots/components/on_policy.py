@@ -24,6 +24,8 @@ from ml.tradingbots.components.distributions import (
 from ml.tradingbots.components.exploration import StateDependentNoise
 from ml.tradingbots.components.networks import ActorCritic, gsde_log_std, gsde_noise
 from ml.tradingbots.components.normalization import CLIP, RunningMeanStd
+from ml.tradingbots.components.optimizers import ListedOptimizer, write_gradients
+from ml.tradingbots.components.policy_gradients import PolicyGradient
 from ml.tradingbots.components.rollouts import ReturnScaler, Rollout, RolloutBuffer
 from ml.tradingbots.components.serialization import check_like
 from ml.tradingbots.components.single_action import Perceptron, batched_layers, linear
@@ -72,12 +74,16 @@ class OnPolicyAgent(BaseAgent):
         return bool(self.config.action_type == "discrete")
 
     @abstractmethod
-    def _new_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def _new_optimizer(self, parameters: list[Tensor]) -> ListedOptimizer:
         """Make the optimiser."""
 
     @abstractmethod
     def _loss(self, *arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the loss and its parts, without gradient."""
+
+    @abstractmethod
+    def _write_explicitly(self, gradient: PolicyGradient, *arguments: Any) -> tuple[Tensor, ...]:
+        """Write the gradients of `_loss` to the parameters by hand; returns the parts of the loss."""
 
     @abstractmethod
     def update(self, experience: Experience, batch_size: int | None) -> dict[str, Tensor]:
@@ -103,6 +109,8 @@ class OnPolicyAgent(BaseAgent):
             self.scaler.statistics = self.return_statistics  # A loaded agent brings its own.
         self._parameters = list(self.network.parameters())
         self._loss_step = self._compiled(self._loss)
+        is_plain = self.network.is_plain and not self.config.gsde and not self.config.compile
+        self._explicit = PolicyGradient(self.network) if is_plain else None
 
     def _perceptron(self) -> Perceptron:
         network, answer = self.network, "choose" if self.is_discrete else "clip"
@@ -144,6 +152,21 @@ class OnPolicyAgent(BaseAgent):
             return categorical_log_prob(log_probs, action.long()), categorical_entropy(log_probs), value
         log_std = self._log_std(features)
         return gaussian_log_prob(action, output, log_std), gaussian_entropy(log_std), value
+
+    def _write_gradients(self, observation: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        """Write the clipped gradients of the loss to the parameters, the faster way; returns the parts of the loss."""
+        if self._explicit is not None and self._explicit.suits(observation):
+            parts = self._write_explicitly(self._explicit, *arguments)
+            self._explicit.clip(self.config.max_grad_norm)
+            return parts
+        loss, parts = self._loss_step(*arguments)
+        write_gradients(loss, self._parameters, self.config.max_grad_norm)
+        return parts
+
+    def _evaluate_explicitly(
+        self, gradient: PolicyGradient, observation: Tensor, action: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return gradient.evaluate(observation, action, mask, self.n_branches if self.is_discrete else 0)
 
     def training_steps(
         self, env: Any, *, batch_size: int | None = None, observation: Tensor | None = None

@@ -1,7 +1,8 @@
-"""Taking gradient steps: Adam with less ceremony, an RMSprop that PyTorch lacks, and clipping in a few calls."""
+"""Taking gradient steps: Adam and RMSprop with less ceremony, and clipping in a few calls."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -9,41 +10,59 @@ import torch
 from torch import Tensor
 
 
-class FusedAdam(torch.optim.Adam):
-    """`torch.optim.Adam(fused=True)` that keeps its lists of tensors instead of gathering them at every step.
+class ListedOptimizer(torch.optim.Optimizer):
+    """An optimiser of one group that keeps its lists of tensors instead of gathering them at every step.
 
-    Fused Adam must be asked for on a CPU, where the default is a Python loop over parameters. Its own `step` spends as long
-    on gathering the parameters of a small network as on the update. States and results are the same, bit for bit.
-
-    Args:
-        params: parameters, one group; all of them must have gradients when `step` is called.
-        lr: step size.
-        eps: ε.
+    PyTorch's spend as long on gathering the parameters of a small network, and on hooks around `step`, as on the update.
+    All parameters must have gradients when it steps.
     """
 
     # Of the class: copies of an optimiser keep only what PyTorch knows of.
     _lists: tuple[list[Tensor], ...] | None = None
-
-    def __init__(self, params: Iterable[Tensor], lr: float, eps: float = 1e-8) -> None:
-        super().__init__(params, lr, eps=eps, fused=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a saved state."""
         super().load_state_dict(state_dict)
         self._lists = None
 
+    @abstractmethod
+    def advance(self) -> None:
+        """Take a step along the gradients: `step` without the hooks."""
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         """Take a step along the gradients; `closure` is not used."""
+        self.advance()
+
+    def _states(self, *names: str) -> tuple[list[Tensor], ...]:
+        """Return the lists of some entries of the parameters' states."""
+        if self._lists is None:
+            states = [self.state[parameter] for parameter in self.param_groups[0]["params"]]
+            self._lists = tuple([state[name] for state in states] for name in names)
+        return self._lists
+
+
+class FusedAdam(ListedOptimizer, torch.optim.Adam):
+    """`torch.optim.Adam(fused=True)`, which must be asked for on a CPU; states and results are the same, bit for bit.
+
+    Args:
+        params: parameters, one group.
+        lr: step size.
+        eps: ε.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, eps: float = 1e-8) -> None:
+        super().__init__(params, lr, eps=eps, fused=True)
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Take a step along the gradients: `step` without the hooks."""
         (group,) = self.param_groups
         parameters = group["params"]
-        if self._lists is None:
-            if not self.state:
-                super().step()  # Makes the state.
-                return
-            states = [self.state[parameter] for parameter in parameters]
-            self._lists = tuple([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-        averages, squares, steps = self._lists
+        if not self.state:
+            torch.optim.Adam.step(self)  # Makes the state.
+            return
+        averages, squares, steps = self._states("exp_avg", "exp_avg_sq", "step")
         torch._foreach_add_(steps, 1)
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
@@ -63,50 +82,64 @@ class FusedAdam(torch.optim.Adam):
         )
 
 
-class RMSpropInside(torch.optim.Optimizer):
-    """RMSprop with ε inside the root, θ ← θ − η·g/√(v + ε), as TensorFlow has it and Mnih et al. (2016) write it.
+class RMSprop(ListedOptimizer):
+    """RMSprop, with ε inside the root, θ ← θ − η·g/√(v + ε), or outside, θ ← θ − η·g/(√v + ε).
 
-    `v` starts at 1, as in TensorFlow, so that the first steps are short. One call per operation for all parameters.
+    Inside is as TensorFlow has it and Mnih et al. (2016) write it; `v` then starts at 1, as in TensorFlow, so that the first
+    steps are short. Outside is PyTorch's, and `v` starts at 0.
 
     Args:
-        params: parameters.
+        params: parameters, one group.
         lr: step size η.
         alpha: share of v that is kept per step.
         eps: ε.
+        inside: where ε stands.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, alpha: float = 0.99, eps: float = 1e-5) -> None:
-        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps})
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, alpha: float = 0.99, eps: float = 1e-5, *, inside: bool = True
+    ) -> None:
+        super().__init__(params, {"lr": lr, "alpha": alpha, "eps": eps, "inside": inside})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """Take a step along the gradients that are there; `closure` is not used."""
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            gradients = [parameter.grad for parameter in parameters]
+    def advance(self) -> None:
+        """Take a step along the gradients: `step` without the hooks."""
+        (group,) = self.param_groups
+        parameters, alpha, epsilon = group["params"], group["alpha"], group["eps"]
+        if not self.state:
             for parameter in parameters:
-                if not self.state[parameter]:
-                    self.state[parameter]["square_avg"] = torch.ones_like(parameter)
-            squares = [self.state[parameter]["square_avg"] for parameter in parameters]
-            torch._foreach_mul_(squares, group["alpha"])
-            torch._foreach_addcmul_(squares, gradients, gradients, 1.0 - group["alpha"])
-            roots = torch._foreach_add(squares, group["eps"])
+                square = torch.full_like(parameter, 1.0 if group["inside"] else 0.0)
+                self.state[parameter] = {"step": torch.tensor(0.0), "square_avg": square}
+        squares, steps = self._states("square_avg", "step")
+        gradients = [parameter.grad for parameter in parameters]
+        torch._foreach_add_(steps, 1)
+        torch._foreach_mul_(squares, alpha)
+        torch._foreach_addcmul_(squares, gradients, gradients, 1.0 - alpha)
+        if group["inside"]:
+            roots = torch._foreach_add(squares, epsilon)
             torch._foreach_sqrt_(roots)
-            torch._foreach_addcdiv_(parameters, gradients, roots, -group["lr"])
+        else:
+            roots = torch._foreach_sqrt(squares)
+            torch._foreach_add_(roots, epsilon)
+        torch._foreach_addcdiv_(parameters, gradients, roots, -group["lr"])
 
 
 def descend(
-    loss: Tensor, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, max_grad_norm: float | None
+    loss: Tensor, parameters: Sequence[Tensor], optimizer: ListedOptimizer, max_grad_norm: float | None
 ) -> None:
     """Take one step down a loss; no gradient is spent on anything but `parameters`, which are all of the optimiser's."""
+    write_gradients(loss, parameters, max_grad_norm)
+    optimizer.advance()
+
+
+def write_gradients(loss: Tensor, parameters: Sequence[Tensor], max_grad_norm: float | None) -> None:
+    """Give `parameters`, and nothing else, their clipped gradients of a loss."""
     for parameter in parameters:
         parameter.grad = None
     torch.autograd.backward(loss, inputs=parameters)
     clip_gradients(parameters, max_grad_norm)
-    optimizer.step()
 
 
-@torch.no_grad()
 def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> None:
     """Scale the gradients of all parameters together so that their norm is at most `max_norm`; None leaves them.
 
@@ -115,7 +148,11 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> None
     if max_norm is None:
         return
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    scale_down(gradients, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))), max_norm)
+
+
+def scale_down(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
+    """Scale gradients of a norm to at most `max_norm`."""
     # On an accelerator to look at the norm would wait for the device.
     if norm.device.type != "cpu" or float(norm) > max_norm:
         torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))

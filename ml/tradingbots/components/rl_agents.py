@@ -29,7 +29,8 @@ from ml.tradingbots.components.exploration import uniform_choices
 from ml.tradingbots.components.networks import BranchingQNetwork, soft_update
 from ml.tradingbots.components.off_policy import OffPolicyAgent
 from ml.tradingbots.components.on_policy import Experience, OnPolicyAgent
-from ml.tradingbots.components.optimizers import FusedAdam, descend
+from ml.tradingbots.components.optimizers import FusedAdam, ListedOptimizer, descend
+from ml.tradingbots.components.policy_gradients import PolicyGradient
 from ml.tradingbots.components.sac_agent import SACAgent
 from ml.tradingbots.components.serialization import CheckpointError, checked_config, read_file, shown
 from ml.tradingbots.components.single_action import Perceptron, body_layers, linear
@@ -70,7 +71,7 @@ class PPOAgent(OnPolicyAgent):
     config_class: ClassVar[type[AgentConfig]] = PPOConfig
     config: PPOConfig
 
-    def _new_optimizer(self, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    def _new_optimizer(self, parameters: list[Tensor]) -> ListedOptimizer:
         # ε as in the reference code, a thousand times Adam's own.
         return FusedAdam(parameters, self.config.learning_rate, eps=1e-5)
 
@@ -86,12 +87,13 @@ class PPOAgent(OnPolicyAgent):
         for epoch in range(config.n_epochs):
             order = torch.randperm(len(table), generator=self.generator, device=self.device)
             for rows in torch.split(table.index_select(0, order), batch_size):
-                loss, parts = self._loss_step(rows.split_with_sizes(widths, 1), clipping)
-                if config.target_kl is not None and float(approximate_kl(parts[3])) > 1.5 * config.target_kl:
+                columns = rows.split_with_sizes(widths, 1)
+                parts = self._write_gradients(columns[0], columns, clipping)
+                if config.target_kl is not None and float(approximate_kl(parts[-1])) > 1.5 * config.target_kl:
                     return self._figures([*figures, _summary(parts, clip)], explained)
                 if epoch == config.n_epochs - 1:
                     figures.append(_summary(parts, clip))
-                descend(loss, self._parameters, self.optimizer, config.max_grad_norm)
+                self.optimizer.advance()
                 self.num_updates += 1
         return self._figures(figures, explained)
 
@@ -106,25 +108,45 @@ class PPOAgent(OnPolicyAgent):
         config, (columns, clip) = self.config, arguments
         observation, action, log_prob_then, value_then, advantage, value_target, *rest = columns
         log_prob, entropy, value = self._evaluate(observation, action, rest[0] > 0.5 if rest else None)
-        advantage, value_target = advantage.squeeze(1), value_target.squeeze(1)
-        if config.normalize_advantages and len(advantage) > 1:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         log_ratio = log_prob - log_prob_then.squeeze(1)
-        ratio = log_ratio.exp()
-        # min(rA, clip(r, 1 − ε, 1 + ε)A) = min(rA, A + ε|A|), whatever the sign of A.
-        policy_loss = -torch.minimum(advantage * ratio, advantage + clip * advantage.abs()).mean()
-        value_loss = self._value_loss(value, value_then.squeeze(1), value_target)
-        entropy = entropy.mean()
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-        return loss, (policy_loss.detach(), value_loss.detach(), entropy.detach(), log_ratio.detach())
+        gain, bound = self._surrogate(log_ratio, advantage.squeeze(1), clip)
+        error, entropy = self._value_error(value, value_then.squeeze(1), value_target.squeeze(1)), entropy.mean()
+        loss = config.value_coef * error.mean() - torch.minimum(gain, bound).mean() - config.entropy_coef * entropy
+        return loss, tuple(part.detach() for part in (gain, bound, error, entropy, log_ratio))
 
-    def _value_loss(self, value: Tensor, value_then: Tensor, value_target: Tensor) -> Tensor:
+    def _surrogate(self, log_ratio: Tensor, advantage: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """What the objective is the smaller one of: min(rA, clip(r, 1 − ε, 1 + ε)A) = min(rA, A + ε|A|), whatever A's sign."""
+        if self.config.normalize_advantages and len(advantage) > 1:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        return advantage * log_ratio.exp(), advantage + clip * advantage.abs()
+
+    def _value_error(self, value: Tensor, value_then: Tensor, value_target: Tensor) -> Tensor:
         error = (value - value_target).square()
         epsilon = self.config.clip_value_epsilon
         if epsilon is not None:
             clipped = value_then + (value - value_then).clamp(-epsilon, epsilon)
             error = torch.maximum(error, (clipped - value_target).square())
-        return error.mean()
+        return error
+
+    def _write_explicitly(self, gradient: PolicyGradient, *arguments: Any) -> tuple[Tensor, ...]:
+        """The gradients of `_loss`; same arguments."""
+        config, (columns, clip) = self.config, arguments
+        observation, action, log_prob_then, value_then, advantage, value_target, *rest = columns
+        log_prob, entropy, value = self._evaluate_explicitly(
+            gradient, observation, action, rest[0] > 0.5 if rest else None
+        )
+        log_ratio = log_prob - log_prob_then.squeeze(1)
+        gain, bound = self._surrogate(log_ratio, advantage.squeeze(1), clip)
+        value_then, value_target = value_then.squeeze(1), value_target.squeeze(1)
+        slope, error = value - value_target, self._value_error(value, value_then, value_target)
+        if config.clip_value_epsilon is not None:
+            # Where the clipped error is the larger one, it does not move with the value: the value is beyond ε.
+            slope = slope.masked_fill(error > slope.square(), 0.0)
+        n = len(value)
+        # r moves with its own size; beyond the bound nothing moves.
+        on_policy = gain.masked_fill(gain > bound, 0.0) * (-1.0 / n)
+        gradient.backward(on_policy, -config.entropy_coef, slope * (2.0 * config.value_coef / n))
+        return gain, bound, error, entropy, log_ratio
 
 
 def approximate_kl(log_ratio: Tensor) -> Tensor:
@@ -134,9 +156,10 @@ def approximate_kl(log_ratio: Tensor) -> Tensor:
 
 def _summary(parts: tuple[Tensor, ...], clip: float) -> Tensor:
     """Figures of one minibatch: policy and value loss, entropy, approximate divergence, share of clipped ratios."""
-    *losses, log_ratio = parts
+    gain, bound, error, entropy, log_ratio = parts
     clip_fraction = ((log_ratio.exp() - 1.0).abs() > clip).float().mean()
-    return torch.stack([*losses, approximate_kl(log_ratio), clip_fraction])
+    policy_loss = -torch.minimum(gain, bound).mean()
+    return torch.stack([policy_loss, error.mean(), entropy, approximate_kl(log_ratio), clip_fraction])
 
 
 def _as_table(experience: Experience) -> tuple[Tensor, list[int]]:

@@ -116,7 +116,7 @@ class SACAgent(OffPolicyAgent):
         # Temperature: rises while the policy's entropy is below its target.
         if config.auto_alpha:
             self.log_alpha.grad = entropy - self.target_entropy
-            self.alpha_optimizer.step()
+            self.alpha_optimizer.advance()
 
         soft_update(self._target_parameters, self._critic_parameters, config.tau)
         return {
