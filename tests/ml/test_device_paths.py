@@ -167,9 +167,10 @@ def test_values_beyond_the_cuts_are_those_found_by_index_where_all_are_evaluated
         rollout = agent.rollouts.rollout(env.reset()[0])
         assert 4 <= int(rollout.truncated.sum()) < rollout.truncated.numel()
         values = agent.network.value(rollout.observation.flatten(0, 1)).view_as(rollout.reward)
-        by_index = agent._next_values(rollout, values)
+        last = agent.network.value(rollout.next_observation)
+        by_index = agent._next_values(rollout, values, last)
         agent.device = torch.device("cuda")  # What the choice between the two ways depends on.
-        of_all = agent._next_values(rollout, values)
+        of_all = agent._next_values(rollout, values, last)
     assert report.losses is not None
     # A row of a larger product may be summed in another order.
     torch.testing.assert_close(of_all, by_index, rtol=1e-5, atol=1e-6)

@@ -704,7 +704,7 @@ def test_damage_inside_the_pickle_of_any_file_is_refused_or_harmless(tmp_path, c
         ("ppo", ("counters", "schedule_timesteps"), -1),
         ("ppo", ("learned", "optimizer", "param_groups", 0, "lr"), 0.0),
         ("a2c", ("learned", "optimizer", "param_groups", 0, "alpha"), 0.5),
-        ("a2c with rmsprop", ("learned", "optimizer", "param_groups", 0, "momentum"), 0.9),
+        ("a2c with rmsprop", ("learned", "optimizer", "param_groups", 0, "inside"), True),
         ("td3 with cnn", ("environment", "config", "window_size"), 4),
         ("td3 with cnn", ("environment", "config", "window_size"), 10**9),
         ("ddpg with lstm", ("environment", "assets"), ["a", "b"]),

@@ -146,6 +146,25 @@ def test_every_setting_acts_as_in_the_scalar_environment(make_prices, n_assets, 
     check_parity(frame, config_of(action_type=action_type, **VARIANTS[variant]), seed=4)
 
 
+@pytest.mark.parametrize("has_open", [True, False], ids=["open", "close_only"])
+@pytest.mark.parametrize("action_type", ["continuous", "discrete"])
+@pytest.mark.parametrize("variant", sorted(VARIANTS))
+def test_one_asset_is_walked_by_numpy_to_the_bits_of_torch(make_prices, has_open, action_type, variant):
+    config = config_of(action_type=action_type, episode_length=25, **VARIANTS[variant])
+    market = Market(make_prices(80, 1, seed=3, has_open=has_open, volume=True), config)
+    quick, plain = (TradingVectorEnv(market, config, n_envs=5) for _ in range(2))
+    assert quick.account._arrays is not None
+    plain.account._arrays = None
+    rng = np.random.default_rng(4)
+    assert torch.equal(quick.reset(seed=1)[0], plain.reset(seed=1)[0])
+    for _ in range(60):
+        action = as_tensor(config, random_actions(rng, config, 1, 5))
+        one, other = quick.step(action), plain.step(action)
+        assert all(torch.equal(x, y) for x, y in zip(one[:4], other[:4], strict=True))
+        for name in ("equity", "weight", "basis", "drawdown", "growth", "turnover", "costs"):
+            assert torch.equal(getattr(quick.account, name), getattr(plain.account, name))
+
+
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(
     n_assets=st.integers(1, 3),

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from ml.tradingbots.components.agent_config import AgentConfig, OnPolicyConfig, check_at_least_one, check_positive
+from ml.tradingbots.components.explicit_gradients import PolicyGradient
 from ml.tradingbots.components.on_policy import Experience, OnPolicyAgent
 from ml.tradingbots.components.optimizers import FusedAdam, ListedOptimizer, RMSprop
-from ml.tradingbots.components.policy_gradients import PolicyGradient
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 # Multiplications from which oneDNN is faster, forward and backward taken together (128 × 128 × 128).
 LARGE = 1 << 21
-_AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_AVAILABLE = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
 
 
 def is_large(x: Tensor, weight: Tensor) -> bool:

@@ -117,14 +117,14 @@ class Body(nn.Module):
         layers = [nn.Linear(*pair) for pair in pairwise(sizes)]
         self.layers = nn.ModuleList(layers)
         # Asking modules for their parameters costs more than a small product.
-        self._layers = [(layer.weight, layer.bias) for layer in layers]
+        self.parameters_of_layers: list[tuple[Tensor, Tensor]] = [(layer.weight, layer.bias) for layer in layers]
         self.activation = ACTIVATIONS[activation]
         self.output_dim = widths[-1]
 
     def forward(self, observation: Tensor) -> Tensor:
         """(batch, state_dim) to (batch, output_dim)."""
         x: Tensor = self.encoder(observation)
-        for weight, bias in self._layers:
+        for weight, bias in self.parameters_of_layers:
             x = _layer(x, weight.T, bias, self.activation)
         return x
 
@@ -269,13 +269,16 @@ class ActorCritic(nn.Module):
 
     def policy(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Return the policy's output and its features without evaluating the value."""
-        features = self.body.evaluate(0, self.encoders[0](observation))
-        return self.policy_head(features), features
+        features = self._features(0, observation)
+        return nn.functional.linear(features, self.policy_head.weight, self.policy_head.bias), features
 
     def value(self, observation: Tensor) -> Tensor:
         """Return the value alone; (batch,)."""
-        value: Tensor = self.value_head(self.body.evaluate(1, self.encoders[1](observation)))
-        return value.squeeze(-1)
+        features = self._features(1, observation)
+        return nn.functional.linear(features, self.value_head.weight, self.value_head.bias).squeeze(-1)
+
+    def _features(self, network: int, observation: Tensor) -> Tensor:
+        return self.body.evaluate(network, observation if self.is_plain else self.encoders[network](observation))
 
 
 class BranchingQNetwork(nn.Module):
@@ -294,8 +297,11 @@ class BranchingQNetwork(nn.Module):
 
     def forward(self, observation: Tensor, n_branches: int) -> Tensor:
         """(batch, state_dim) to (batch, n_branches, choices of a branch)."""
-        features = self.body(observation)
-        advantage: Tensor = self.advantage_head(features)
+        return self.values(self.body(observation), n_branches)
+
+    def values(self, features: Tensor, n_branches: int) -> Tensor:
+        """The same from the features (batch, width)."""
+        advantage = nn.functional.linear(features, self.advantage_head.weight, self.advantage_head.bias)
         # Sizes spelled out: an export keeps the batch free, and an empty batch leaves nothing to infer.
         advantage = advantage.view(features.shape[0], n_branches, advantage.shape[1] // n_branches)
         if self.value_head is None:

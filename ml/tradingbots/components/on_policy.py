@@ -21,11 +21,11 @@ from ml.tradingbots.components.distributions import (
     gaussian_log_prob,
     log_probabilities,
 )
+from ml.tradingbots.components.explicit_gradients import PolicyGradient
 from ml.tradingbots.components.exploration import StateDependentNoise
 from ml.tradingbots.components.networks import ActorCritic, gsde_log_std, gsde_noise
 from ml.tradingbots.components.normalization import CLIP, RunningMeanStd
 from ml.tradingbots.components.optimizers import ListedOptimizer, write_gradients
-from ml.tradingbots.components.policy_gradients import PolicyGradient
 from ml.tradingbots.components.rollouts import ReturnScaler, Rollout, RolloutBuffer
 from ml.tradingbots.components.serialization import check_like
 from ml.tradingbots.components.single_action import Perceptron, batched_layers, linear
@@ -159,9 +159,9 @@ class OnPolicyAgent(BaseAgent):
             parts = self._write_explicitly(self._explicit, *arguments)
             self._explicit.clip(self.config.max_grad_norm)
             return parts
-        loss, parts = self._loss_step(*arguments)
+        loss, figures = self._loss_step(*arguments)
         write_gradients(loss, self._parameters, self.config.max_grad_norm)
-        return parts
+        return tuple(figures)
 
     def _evaluate_explicitly(
         self, gradient: PolicyGradient, observation: Tensor, action: Tensor, mask: Tensor | None
@@ -238,15 +238,18 @@ class OnPolicyAgent(BaseAgent):
         observation = self.normalizer(rollout.observation.flatten(0, 1))
         action = rollout.action.flatten(0, 1)
         mask = rollout.mask.flatten(0, 1) if rollout.mask is not None else None
+        last = self.normalizer(rollout.next_observation)
         if self.needs_log_prob:
             log_prob, _, value = self._evaluate(observation, action, mask)
+            beyond = self.network.value(last)
         else:
-            log_prob, value = None, self.network.value(observation)
+            both = self.network.value(torch.cat([observation, last]))  # One call costs half of two.
+            log_prob, (value, beyond) = None, torch.split(both, [len(observation), len(last)])
         values = value.view(shape)
         advantage, value_target = generalized_advantages(
             reward,
             values,
-            self._next_values(rollout, values),
+            self._next_values(rollout, values, beyond),
             rollout.terminated,
             rollout.truncated,
             gamma=self.config.gamma,
@@ -254,10 +257,9 @@ class OnPolicyAgent(BaseAgent):
         )
         return Experience(observation, action, log_prob, value, advantage.flatten(), value_target.flatten(), mask)
 
-    def _next_values(self, rollout: Rollout, values: Tensor) -> Tensor:
-        """Value of what each step led to, before any reset; (n_steps, n_envs)."""
+    def _next_values(self, rollout: Rollout, values: Tensor, last: Tensor) -> Tensor:
+        """Value of what each step led to, before any reset; (n_steps, n_envs). `last` is that of what the rollout led to."""
         assert self.rollouts is not None
-        last = self.network.value(self.normalizer(rollout.next_observation))
         following = torch.cat([values[1:], last[None]])
         if self.device.type != "cpu":
             # All of them: to count those that were cut would wait for the device.

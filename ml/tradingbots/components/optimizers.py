@@ -34,11 +34,17 @@ class ListedOptimizer(torch.optim.Optimizer):
         """Take a step along the gradients; `closure` is not used."""
         self.advance()
 
-    def _states(self, *names: str) -> tuple[list[Tensor], ...]:
-        """Return the lists of some entries of the parameters' states."""
+    def _counted(self, *names: str) -> tuple[list[Tensor], ...]:
+        """Count a step; returns the lists of some entries of the parameters' states."""
         if self._lists is None:
             states = [self.state[parameter] for parameter in self.param_groups[0]["params"]]
+            if len({float(state["step"]) for state in states}) == 1:
+                for state in states:  # One counter for all, so that one call counts.
+                    state["step"] = states[0]["step"]
             self._lists = tuple([state[name] for state in states] for name in names)
+            self._counters = list({id(state["step"]): state["step"] for state in states}.values())
+        for counter in self._counters:
+            counter.add_(1.0)
         return self._lists
 
 
@@ -62,8 +68,7 @@ class FusedAdam(ListedOptimizer, torch.optim.Adam):
         if not self.state:
             torch.optim.Adam.step(self)  # Makes the state.
             return
-        averages, squares, steps = self._states("exp_avg", "exp_avg_sq", "step")
-        torch._foreach_add_(steps, 1)
+        averages, squares, steps = self._counted("exp_avg", "exp_avg_sq", "step")
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
             parameters,
@@ -110,9 +115,8 @@ class RMSprop(ListedOptimizer):
             for parameter in parameters:
                 square = torch.full_like(parameter, 1.0 if group["inside"] else 0.0)
                 self.state[parameter] = {"step": torch.tensor(0.0), "square_avg": square}
-        squares, steps = self._states("square_avg", "step")
+        (squares,) = self._counted("square_avg")
         gradients = [parameter.grad for parameter in parameters]
-        torch._foreach_add_(steps, 1)
         torch._foreach_mul_(squares, alpha)
         torch._foreach_addcmul_(squares, gradients, gradients, 1.0 - alpha)
         if group["inside"]:
@@ -151,7 +155,7 @@ def clip_gradients(parameters: Sequence[Tensor], max_norm: float | None) -> None
     scale_down(gradients, torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))), max_norm)
 
 
-def scale_down(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
+def scale_down(gradients: list[Tensor], norm: Tensor, max_norm: float) -> None:
     """Scale gradients of a norm to at most `max_norm`."""
     # On an accelerator to look at the norm would wait for the device.
     if norm.device.type != "cpu" or float(norm) > max_norm:

@@ -25,12 +25,12 @@ from ml.tradingbots.components.agent_state import check_agent_state, check_dimen
 from ml.tradingbots.components.base_agent import BaseAgent
 from ml.tradingbots.components.buffers import Batch, ReplayBuffer
 from ml.tradingbots.components.ddpg_agent import DDPGAgent
+from ml.tradingbots.components.explicit_gradients import PolicyGradient, ValueGradient
 from ml.tradingbots.components.exploration import uniform_choices
 from ml.tradingbots.components.networks import BranchingQNetwork, soft_update
 from ml.tradingbots.components.off_policy import OffPolicyAgent
 from ml.tradingbots.components.on_policy import Experience, OnPolicyAgent
-from ml.tradingbots.components.optimizers import FusedAdam, ListedOptimizer, descend
-from ml.tradingbots.components.policy_gradients import PolicyGradient
+from ml.tradingbots.components.optimizers import FusedAdam, ListedOptimizer, write_gradients
 from ml.tradingbots.components.sac_agent import SACAgent
 from ml.tradingbots.components.serialization import CheckpointError, checked_config, read_file, shown
 from ml.tradingbots.components.single_action import Perceptron, body_layers, linear
@@ -243,6 +243,8 @@ class DQNAgent(OffPolicyAgent):
         self._parameters = list(self.network.parameters())
         self._target_parameters = list(self.target_network.parameters())
         self._loss_step = self._compiled(self._loss)
+        is_plain = self.config.network == "mlp" and not self.config.compile
+        self._explicit = ValueGradient(self.network) if is_plain else None
 
     def _perceptron(self) -> Perceptron:
         # The value of the state is the same for all choices of a branch: advantages decide.
@@ -271,38 +273,52 @@ class DQNAgent(OffPolicyAgent):
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one gradient step on the temporal-difference error."""
-        loss, error, value = self._loss_step(
-            batch.observation,
-            batch.action,
-            batch.reward,
-            batch.next_observation,
-            batch.terminated,
-            batch.discount,
-            batch.weight,
-            batch.next_mask,
-            self.n_branches,
-        )
-        descend(loss, self._parameters, self.optimizer, self.config.max_grad_norm)
+        if self._explicit is not None and self._explicit.suits(batch.observation):
+            loss, error, value = self._write_explicitly(self._explicit, batch)
+            self._explicit.clip(self.config.max_grad_norm)
+        else:
+            loss, error, value = self._loss_step(batch, self.n_branches)
+            write_gradients(loss, self._parameters, self.config.max_grad_norm)
+        self.optimizer.advance()
         if batch.index is not None and self.replay is not None:
             self.replay.update_priorities(batch.index, error)
         return {"loss": loss.detach(), "q_mean": value, "epsilon": torch.tensor(self.epsilon)}
 
     def _loss(self, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """Huber error of every branch's choice against one target, the mean of the branches' best next values."""
-        observation, action, reward, next_observation, terminated, discount, weight, next_mask, n_branches = arguments
-        with torch.no_grad():
-            judged = self.target_network(next_observation, n_branches)  # (batch, n_branches, choices)
-            chooser = self.network(next_observation, n_branches) if self.config.double else judged
-            choice = _legal(chooser, next_mask).argmax(-1, keepdim=True)
-            next_value = judged.gather(-1, choice).squeeze(-1).mean(-1)
-            beyond = self.config.gamma if discount is None else discount
-            target = reward + beyond * (1.0 - terminated) * next_value  # (batch,)
-        values = self.network(observation, n_branches)
-        value = values.gather(-1, action.long().unsqueeze(-1)).squeeze(-1)  # (batch, n_branches)
-        target = target.unsqueeze(-1).expand_as(value)
-        losses = smooth_l1_loss(value, target, reduction="none").mean(-1)  # (batch,)
-        loss = losses.mean() if weight is None else (weight * losses).mean()
+        """Huber error of every branch's choice against one target; the arguments are a `Batch` and `n_branches`."""
+        batch, n_branches = arguments
+        target = self._target(batch, n_branches)
+        values = self.network(batch.observation, n_branches)
+        value = values.gather(-1, batch.action.long().unsqueeze(-1)).squeeze(-1)  # (batch, n_branches)
+        losses = smooth_l1_loss(value, target.expand_as(value), reduction="none").mean(-1)  # (batch,)
+        loss = losses.mean() if batch.weight is None else (batch.weight * losses).mean()
         return loss, (value.detach() - target).abs().mean(-1), value.detach().mean()
+
+    @torch.no_grad()
+    def _target(self, batch: Batch, n_branches: int) -> Tensor:
+        """Reward and the mean of the branches' best next values; (batch, 1)."""
+        judged = self.target_network(batch.next_observation, n_branches)  # (batch, n_branches, choices)
+        chooser = self.network(batch.next_observation, n_branches) if self.config.double else judged
+        choice = _legal(chooser, batch.next_mask).argmax(-1, keepdim=True)
+        next_value = judged.gather(-1, choice).squeeze(-1).mean(-1)
+        beyond = self.config.gamma if batch.discount is None else batch.discount
+        target: Tensor = batch.reward + beyond * (1.0 - batch.terminated) * next_value
+        return target.unsqueeze(-1)
+
+    @torch.no_grad()
+    def _write_explicitly(self, gradient: ValueGradient, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of `_loss`, and what it returns."""
+        target, choice = self._target(batch, self.n_branches), batch.action.long().unsqueeze(-1)
+        values = gradient.evaluate(batch.observation, self.n_branches)
+        value = values.gather(-1, choice).squeeze(-1)  # (batch, n_branches)
+        error = value - target
+        slope = error.clamp(-1.0, 1.0)
+        # Huber's function: e²/2 up to 1, |e| − 1/2 beyond.
+        losses = slope * (error - 0.5 * slope)
+        if batch.weight is not None:
+            slope, losses = batch.weight[:, None] * slope, batch.weight[:, None] * losses
+        gradient.backward(torch.zeros_like(values).scatter_(-1, choice, slope.unsqueeze(-1) / error.numel()))
+        return losses.mean(), error.abs().mean(-1), value.mean()
 
     def _new_replay(self, env: Any, mask_dim: int) -> ReplayBuffer:
         config = self.config

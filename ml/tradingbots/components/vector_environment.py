@@ -89,7 +89,7 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         self.single_action_space = action_space(self.config, market.n_assets)
         self.observation_space = batch_space(self.single_observation_space, n_envs)
         self.action_space = batch_space(self.single_action_space, n_envs)
-        self.account = VectorAccount(market, self.config, n_envs, self.device)
+        self.account = VectorAccount(market, self.config, n_envs, self.device, synchronous=self.synchronous)
         table = torch.as_tensor(market.features, device=self.device)
         rows, row_dim = table.shape
         # A window is a contiguous slice of the table, so all windows are one overlapping view of it: nothing is copied.
