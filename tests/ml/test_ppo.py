@@ -264,6 +264,15 @@ def test_a_whole_update_is_the_papers_with_shuffled_minibatches_each_normalised_
         torch.testing.assert_close(found[name].double(), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_bound_that_no_value_reaches_changes_no_gradient():
+    gradients = []
+    for bound in (None, 50.0):
+        agent = agent_of(clip_value_epsilon=bound, max_grad_norm=None)
+        agent.update(experience_for(agent, "gaussian", n=2_000), 2_000)
+        gradients.append(agent.network.value_head.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
 class Recording(PPOAgent):
     """A PPO agent that notes which transitions each of its minibatches held."""
 

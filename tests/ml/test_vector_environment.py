@@ -269,6 +269,16 @@ def test_observations_and_rewards_are_float32_and_ends_are_bool(make_prices):
     assert [x.dtype for x in (terminated, truncated)] == [torch.bool] * 2
 
 
+def test_actions_straight_from_a_policy_are_taken_without_their_gradient(make_prices):
+    env = TradingVectorEnv(make_prices(60, 1), config_of(), n_envs=3)
+    observation, _ = env.reset()
+    policy = torch.nn.Linear(env.observation_space_dim, 1)
+    for _ in range(3):
+        observation, reward, *_ = env.step(policy(observation))
+    assert not reward.requires_grad
+    assert not observation.requires_grad
+
+
 def test_stepping_before_reset_is_refused(make_prices):
     with pytest.raises(RuntimeError, match=r"call reset\(\) before step\(\)"):
         TradingVectorEnv(make_prices(60), config_of(), n_envs=2).step(torch.zeros(2, 1))

@@ -140,8 +140,9 @@ class PPOAgent(OnPolicyAgent):
         value_then, value_target = value_then.squeeze(1), value_target.squeeze(1)
         slope, error = value - value_target, self._value_error(value, value_then, value_target)
         if config.clip_value_epsilon is not None:
-            # Where the clipped error is the larger one, it does not move with the value: the value is beyond ε.
-            slope = slope.masked_fill(error > slope.square(), 0.0)
+            # Beyond ε the clipped value stands still. (Within it, rounding alone may make its error the larger one.)
+            beyond = (value - value_then).abs() > config.clip_value_epsilon
+            slope = slope.masked_fill(beyond & (error > slope.square()), 0.0)
         n = len(value)
         # r moves with its own size; beyond the bound nothing moves.
         on_policy = gain.masked_fill(gain > bound, 0.0) * (-1.0 / n)

@@ -282,7 +282,7 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
             expected = (self.num_envs, self.market.n_assets)
             if actions.shape != expected:
                 raise ValueError(f"actions must have shape {expected}, (n_envs, n_assets); got {tuple(actions.shape)}")
-            targets = actions.to(torch.float64)
+            targets = actions.detach().to(torch.float64)  # No gradient flows through a market.
             targets = targets.squeeze(1) if account.single else targets
             targets = targets.clamp(config.min_weight, config.max_weight)
         return account.limit(targets)
