@@ -8,12 +8,24 @@ Conventions: one bar is one business day; `volatility` is the standard deviation
 (0.01 is 1% a day, not annualised); prices start near 100.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+if TYPE_CHECKING:
+    from ml.tradingbots.data.synthetic_patterns import (
+        Garch,
+        NoisySine,
+        PanelAutoregressive,
+        PlantedPattern,
+        VolatilityBreak,
+    )
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -146,7 +158,10 @@ class Sine:
         _check_at_least("noise", self.noise, 0.0)
 
 
-Parameters = RandomWalk | Autoregressive | OrnsteinUhlenbeck | RegimeSwitching | Sine
+Parameters: TypeAlias = (
+    "RandomWalk | Autoregressive | OrnsteinUhlenbeck | RegimeSwitching | Sine"
+    " | PlantedPattern | NoisySine | VolatilityBreak | Garch | PanelAutoregressive"
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -156,9 +171,11 @@ class SyntheticMarket:
     name: str
     """Name of the function that made the market."""
     prices: pd.DataFrame
-    """Column `close`, and for some markets a column an agent may be shown; index: business days, UTC; n_bars rows."""
+    """Column `close`, and for some markets a column an agent may be shown; a panel has one column of closes per asset.
+    Index: business days, UTC; n_bars rows."""
     state: FloatArray
-    """What predicts the next bar, as of the close of each bar; each market's function says what it is; (n_bars,)."""
+    """What predicts the next bar, as of the close of each bar; each market's function says what it is; (n_bars,), for a
+    panel (n_bars, n_assets)."""
     parameters: Parameters
     """The process itself."""
 
