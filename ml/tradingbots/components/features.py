@@ -7,7 +7,7 @@ the user brought. Add one: an indicator in `core/indicators.py` with a pencil te
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,10 +124,7 @@ def market_features(
     Raises:
         ValueError: a name is unknown, a field it needs is missing, a function returns another shape, or there is none.
     """
-    columns = {name: _built_in(name, bars) for name in config.features if name not in bars.extra}
-    for name in config.features:
-        if name in bars.extra:
-            columns[name] = bars.extra[name]
+    columns = {name: _column(name, bars) for name in sorted(config.features, key=lambda name: name in bars.extra)}
     if config.use_extra_columns:
         columns.update(bars.extra)
     for name, function in extra_features.items():
@@ -138,6 +135,19 @@ def market_features(
             "Name some features (`list_features()` shows them)."
         )
     return tuple(columns), np.stack(list(columns.values()), axis=-1)
+
+
+def feature_columns(bars: Bars, names: Sequence[str]) -> FloatArray:
+    """Compute features by name, columns of the user's own included; (n_bars, n_assets, n_features), NaN in warm-ups.
+
+    Raises:
+        ValueError: a name is unknown or a field it needs is missing.
+    """
+    return np.stack([_column(name, bars) for name in names], axis=-1)
+
+
+def _column(name: str, bars: Bars) -> FloatArray:
+    return bars.extra[name] if name in bars.extra else _built_in(name, bars)
 
 
 def _built_in(name: str, bars: Bars) -> FloatArray:

@@ -1,0 +1,182 @@
+"""What predictors learn from: features of every bar, the returns that followed, and windows gathered by index.
+
+One table holds every bar once. A window is a contiguous slice of it, so all windows are one overlapping view and nothing is
+ever copied but the batch that is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ml.tradingbots.components.features import feature_columns
+from ml.tradingbots.core.indicators import volatility
+from ml.tradingbots.data.bars import Bars
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+def forward_returns(bars: Bars, horizons: Sequence[int]) -> FloatArray:
+    """Return what followed each bar: ln(close[t + h] / close[t]).
+
+    Returns:
+        (n_bars, n_assets, n_horizons), NaN where the future is not known yet.
+
+    >>> closes = pd.DataFrame({"close": [1.0, 2.0, 4.0]}, index=pd.date_range("2024-01-01", periods=3))
+    >>> forward_returns(Bars.from_frame(closes), (1,))[:, 0, 0].round(3).tolist()
+    [0.693, 0.693, nan]
+    """
+    log_close = np.log(bars.close)
+    returns = np.full((bars.n_bars, bars.n_assets, len(horizons)), np.nan)
+    for number, horizon in enumerate(horizons):
+        if horizon < bars.n_bars:
+            returns[:-horizon, :, number] = log_close[horizon:] - log_close[:-horizon]
+    return returns
+
+
+@dataclass(frozen=True)
+class ForecastTable:
+    """One price table as a predictor sees it.
+
+    Every window and scale at an origin t is made of bars up to t alone; only `targets` look ahead.
+    """
+
+    bars: Bars
+    window_size: int
+    features: FloatArray
+    """NaN in warm-ups; (n_bars, n_assets, n_features)."""
+    targets: FloatArray
+    """Log returns over each horizon; (n_bars, n_assets, n_horizons), NaN where unknown."""
+    scale: FloatArray
+    """What targets are divided by: volatility per bar known at the bar times √horizon, or 1; as `targets`."""
+    first_bar: int
+    """First bar with a full window and a scale."""
+
+    @classmethod
+    def of(
+        cls,
+        price_data: pd.DataFrame | Bars,
+        *,
+        features: Sequence[str],
+        window_size: int,
+        horizons: Sequence[int],
+        volatility_bars: int,
+    ) -> ForecastTable:
+        """Compute the table.
+
+        Args:
+            price_data: what `Bars.from_frame` accepts.
+            features: names of `list_features()`, or columns of `price_data`.
+            window_size: bars in a window.
+            horizons: bars ahead.
+            volatility_bars: look-back of the volatility that targets are divided by; 0 divides by 1.
+
+        Raises:
+            ValueError: a feature is unknown or has a hole, or there are too few bars for one window.
+        """
+        bars = Bars.from_frame(price_data)
+        columns = feature_columns(bars, features)
+        deviation = volatility(bars.close, volatility_bars) if volatility_bars else np.ones_like(bars.close)
+        # A market that stood still for a whole look-back has no scale of its own.
+        deviation = np.where(deviation <= 0.0, np.nan, deviation)
+        scale = deviation[..., None] * np.sqrt(np.asarray(horizons, dtype=np.float64))
+        if not volatility_bars:
+            scale = np.ones((bars.n_bars, bars.n_assets, len(horizons)))
+        known = np.isfinite(columns).all((1, 2))
+        if not known.any():
+            raise ValueError(
+                f"price_data has {bars.n_bars} bars, too few for one bar with all features defined; give more bars"
+            )
+        warmup = int(np.argmax(known))
+        if not known[warmup:].all():
+            row = warmup + int(np.argmin(known[warmup:]))
+            raise ValueError(f"a feature is undefined at row {row} ({bars.timestamps[row]}), after its warm-up")
+        first_scale = volatility_bars if volatility_bars else 0
+        first_bar = max(warmup + window_size - 1, first_scale)
+        if first_bar >= bars.n_bars:
+            raise ValueError(
+                f"price_data has {bars.n_bars} bars, a forecast needs {first_bar + 1}: window_size={window_size} after a "
+                f"warm-up of {warmup}, volatility over {volatility_bars}; give more bars or shorten these"
+            )
+        return cls(bars, window_size, columns, forward_returns(bars, horizons), scale, first_bar)
+
+    @property
+    def n_features(self) -> int:
+        """Features of a bar and asset."""
+        return self.features.shape[2]
+
+    def origins(self, bars: npt.ArrayLike | None, *, labelled: bool) -> IntArray:
+        """Return the bars at which forecasts are made.
+
+        Args:
+            bars: those asked for, increasing positions; those without a full window are left out. None: all.
+            labelled: whether the return over the longest horizon must be known.
+
+        Raises:
+            ValueError: they are no increasing positions of this table, or none is left.
+        """
+        n_bars = self.bars.n_bars
+        asked = np.arange(n_bars) if bars is None else np.asarray(bars)
+        if asked.ndim != 1 or (len(asked) and not np.issubdtype(asked.dtype, np.integer)):
+            raise ValueError(
+                f"bars must be a list of positions, got an array of {asked.dtype} with shape {asked.shape}"
+            )
+        if len(asked) and (asked[0] < 0 or asked[-1] >= n_bars or (np.diff(asked) <= 0).any()):
+            raise ValueError(f"bars must be increasing positions in [0, {n_bars}), got {asked[0]} to {asked[-1]}")
+        last = (
+            int(np.flatnonzero(np.isfinite(self.targets).all((1, 2)))[-1])
+            if labelled and self._any_label
+            else n_bars - 1
+        )
+        last = last if not labelled or self._any_label else -1
+        kept = asked[(asked >= self.first_bar) & (asked <= last)]
+        if len(kept) == 0:
+            wanted = "a full window and a known return" if labelled else "a full window"
+            raise ValueError(
+                f"none of the {len(asked)} bars asked for has {wanted}: they must lie in [{self.first_bar}, {last}]"
+            )
+        return kept.astype(np.int64)
+
+    @property
+    def _any_label(self) -> bool:
+        return bool(np.isfinite(self.targets).all((1, 2)).any())
+
+    def rows_of_windows(self, origins: IntArray) -> IntArray:
+        """Return the bars that the windows of some origins cover."""
+        covered = np.zeros(self.bars.n_bars + 1, dtype=np.int64)
+        np.add.at(covered, origins - self.window_size + 1, 1)
+        np.add.at(covered, origins + 1, -1)
+        return np.flatnonzero(np.cumsum(covered)[:-1] > 0)
+
+
+class Windows:
+    """All windows of a table as one view: (asset, bar) pairs in, (batch, window_size, n_features) out.
+
+    Args:
+        table: what is looked at.
+        mean, std: of every feature; (n_features,).
+        clip: size beyond which standardised features are cut.
+        device: where batches are made.
+    """
+
+    def __init__(
+        self, table: ForecastTable, mean: FloatArray, std: FloatArray, *, clip: float, device: torch.device
+    ) -> None:
+        values = np.clip((table.features - mean) / std, -clip, clip)
+        values = np.nan_to_num(values, nan=0.0)  # Warm-ups, which no window covers.
+        flat = torch.tensor(values.transpose(1, 0, 2).reshape(-1, table.n_features), dtype=torch.float32, device=device)
+        n_rows, width = flat.shape
+        self.n_bars, self.shape = table.bars.n_bars, (table.window_size, width)
+        self._view = flat.as_strided((n_rows - table.window_size + 1, table.window_size * width), (width, 1))
+
+    def __call__(self, asset: Tensor, bar: Tensor) -> Tensor:
+        """Gather the windows that end at some bars; int64 (batch,) each."""
+        start = asset * self.n_bars + bar - (self.shape[0] - 1)
+        return self._view.index_select(0, start).view(-1, *self.shape)

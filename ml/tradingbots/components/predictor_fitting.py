@@ -1,0 +1,157 @@
+"""The one loop that fits predictors: shuffled batches gathered by index, one look at the device per epoch, exact resume."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ml.tradingbots.components.early_stopping import EarlyStoppingCallback
+from ml.tradingbots.components.forecast_heads import Head
+from ml.tradingbots.components.forecast_table import Windows
+from ml.tradingbots.components.optimizers import clip_gradients
+from ml.tradingbots.components.predictor_config import PredictorConfig
+
+# Windows evaluated at once where no gradient is needed.
+EVALUATION_BATCH = 4_096
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pairs of asset and origin with what followed; all on one device."""
+
+    asset: Tensor
+    """int64; (n_samples,)."""
+    bar: Tensor
+    """int64; (n_samples,)."""
+    target: Tensor
+    """On the scale of 1; (n_samples, n_horizons)."""
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.bar)
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one pass over the training windows did."""
+
+    epoch: int
+    """Counted from 1."""
+    train_loss: float
+    """Mean over the pass, while the weights changed."""
+    val_loss: float
+    """Of the validation windows, after it."""
+    windows_per_second: float
+    """Training windows; wall time."""
+    best_epoch: int
+    """With the least validation loss so far."""
+
+
+ReportFunction = Callable[[EpochReport], None]
+
+
+class Fitting:
+    """A fit under way: what it needs to go on from any epoch, and `state_dict` to save it.
+
+    Args:
+        network: maps windows (batch, window_size, n_features) and assets (batch,) to (batch, n_horizons, n_outputs).
+        head: judges its outputs.
+        windows: where inputs come from.
+        config: of the predictor.
+    """
+
+    def __init__(self, network: nn.Module, head: Head, windows: Windows, config: PredictorConfig) -> None:
+        self.network, self.head, self.windows, self.config = network, head, windows, config
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.stopping = EarlyStoppingCallback(config.patience)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.history: list[EpochReport] = []
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return self.stopping.should_stop or len(self.history) >= self.config.max_epochs
+
+    def run_epoch(self, train: Samples, validation: Samples) -> EpochReport:
+        """Take one pass over the training windows and judge the network on the others."""
+        began = time.perf_counter()
+        train_loss = self._train(train)
+        seconds = time.perf_counter() - began
+        val_loss = self.loss(validation)
+        self.stopping.update(val_loss, self.network)
+        best = self.stopping.best_epoch
+        report = EpochReport(
+            len(self.history) + 1, train_loss, val_loss, len(train) / seconds, 0 if best is None else best + 1
+        )
+        self.history.append(report)
+        return report
+
+    def finish(self) -> None:
+        """Give the network its best weights.
+
+        Raises:
+            FloatingPointError: no epoch had a finite validation loss.
+        """
+        if self.stopping.best_epoch is None:
+            raise FloatingPointError(
+                "the network diverged: no epoch had a finite validation loss. Lower learning_rate, or look for values "
+                "far from all others in the features"
+            )
+        self.stopping.restore(self.network)
+        self.network.eval()
+
+    @torch.inference_mode()
+    def loss(self, samples: Samples) -> float:
+        """Mean loss of some windows."""
+        self.network.eval()
+        total = torch.zeros((), device=samples.target.device)
+        for first in range(0, len(samples), EVALUATION_BATCH):
+            rows = slice(first, first + EVALUATION_BATCH)
+            outputs = self.network(self.windows(samples.asset[rows], samples.bar[rows]), samples.asset[rows])
+            target = samples.target[rows]
+            total += self.head.loss(outputs, target) * len(target)
+        return float(total) / len(samples)
+
+    def _train(self, samples: Samples) -> float:
+        self.network.train()
+        order = torch.randperm(len(samples), generator=self.generator).to(samples.bar.device)
+        total = torch.zeros((), device=samples.bar.device)
+        # Dropout draws from the global generator: fork it, so that nobody else's numbers move.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed + 1_000_003 * (len(self.history) + 1))
+            for rows in order.split(self.config.batch_size):
+                asset, target = samples.asset[rows], samples.target[rows]
+                loss = self.head.loss(self.network(self.windows(asset, samples.bar[rows]), asset), target)
+                for parameter in self.parameters:
+                    parameter.grad = None
+                loss.backward()  # type: ignore[no-untyped-call]
+                clip_gradients(self.parameters, self.config.max_grad_norm)
+                self.optimizer.step()
+                total += loss.detach() * len(rows)
+        return float(total) / len(samples)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that decides how the fit goes on."""
+        return {
+            "network": {name: value.detach().clone() for name, value in self.network.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "stopping": self.stopping.state_dict(),
+            "generator": self.generator.get_state(),
+            "history": [vars(report) for report in self.history],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.stopping.load_state_dict(state["stopping"])
+        self.generator.set_state(state["generator"])
+        self.history = [EpochReport(**report) for report in state["history"]]
