@@ -86,6 +86,9 @@ class BasePredictor(ABC):
         self.network = None
         return self
 
+    def __sklearn_clone__(self) -> Self:
+        return type(self)(self.config)
+
     def __sklearn_is_fitted__(self) -> bool:
         return self.network is not None
 
@@ -386,7 +389,7 @@ class BasePredictor(ABC):
         asset = torch.arange(n_assets, device=device).repeat(len(origins))
         number = torch.tensor([self._number(name) for name in table.bars.assets], device=device)
         parts = []
-        for rows in torch.arange(len(bar), device=device).split(EVALUATION_BATCH):
+        for rows in torch.split(torch.arange(len(bar), device=device), EVALUATION_BATCH):
             parts.append(self.network(windows(asset[rows], bar[rows]), number[asset[rows]]))
         return torch.cat(parts)
 
@@ -405,11 +408,12 @@ class BasePredictor(ABC):
         assert self.network is not None
         windows, parts = self._windows(table), []
         with torch.inference_mode():
-            for rows in torch.arange(len(samples), device=samples.bar.device).split(EVALUATION_BATCH):
+            for rows in torch.split(torch.arange(len(samples), device=samples.bar.device), EVALUATION_BATCH):
                 outputs = self.network(windows(samples.asset[rows], samples.bar[rows]), samples.asset[rows])
                 parts.append(samples.target[rows] - self._head.mean(outputs))
         residuals = torch.cat(parts).double().cpu().numpy()
-        return np.quantile(residuals, np.linspace(0.0, 1.0, N_RESIDUAL_LEVELS), axis=0).T
+        quantiles: FloatArray = np.quantile(residuals, np.linspace(0.0, 1.0, N_RESIDUAL_LEVELS), axis=0).T
+        return quantiles
 
     def _frame(self, table: ForecastTable, origins: IntArray, values: FloatArray) -> pd.DataFrame:
         columns = pd.MultiIndex.from_product([table.bars.assets, self.config.horizons], names=["asset", "horizon"])

@@ -58,6 +58,8 @@ class ForecastTable:
     """What targets are divided by: volatility per bar known at the bar times √horizon, or 1; as `targets`."""
     first_bar: int
     """First bar with a full window and a scale."""
+    horizon: int
+    """The longest one."""
 
     @classmethod
     def of(
@@ -89,7 +91,7 @@ class ForecastTable:
         scale = deviation[..., None] * np.sqrt(np.asarray(horizons, dtype=np.float64))
         if not volatility_bars:
             scale = np.ones((bars.n_bars, bars.n_assets, len(horizons)))
-        known = np.isfinite(columns).all((1, 2))
+        known: npt.NDArray[np.bool_] = np.isfinite(columns).all((1, 2))
         if not known.any():
             raise ValueError(
                 f"price_data has {bars.n_bars} bars, too few for one bar with all features defined; give more bars"
@@ -105,7 +107,7 @@ class ForecastTable:
                 f"price_data has {bars.n_bars} bars, a forecast needs {first_bar + 1}: window_size={window_size} after a "
                 f"warm-up of {warmup}, volatility over {volatility_bars}; give more bars or shorten these"
             )
-        return cls(bars, window_size, columns, forward_returns(bars, horizons), scale, first_bar)
+        return cls(bars, window_size, columns, forward_returns(bars, horizons), scale, first_bar, max(horizons))
 
     @property
     def n_features(self) -> int:
@@ -130,12 +132,8 @@ class ForecastTable:
             )
         if len(asked) and (asked[0] < 0 or asked[-1] >= n_bars or (np.diff(asked) <= 0).any()):
             raise ValueError(f"bars must be increasing positions in [0, {n_bars}), got {asked[0]} to {asked[-1]}")
-        last = (
-            int(np.flatnonzero(np.isfinite(self.targets).all((1, 2)))[-1])
-            if labelled and self._any_label
-            else n_bars - 1
-        )
-        last = last if not labelled or self._any_label else -1
+        # The last bar whose longest future is over.
+        last = n_bars - 1 - (self.horizon if labelled else 0)
         kept = asked[(asked >= self.first_bar) & (asked <= last)]
         if len(kept) == 0:
             wanted = "a full window and a known return" if labelled else "a full window"
@@ -143,10 +141,6 @@ class ForecastTable:
                 f"none of the {len(asked)} bars asked for has {wanted}: they must lie in [{self.first_bar}, {last}]"
             )
         return kept.astype(np.int64)
-
-    @property
-    def _any_label(self) -> bool:
-        return bool(np.isfinite(self.targets).all((1, 2)).any())
 
     def rows_of_windows(self, origins: IntArray) -> IntArray:
         """Return the bars that the windows of some origins cover."""

@@ -39,7 +39,7 @@ class PredictorConfig:
     patience: int = 5
     """Epochs without a better validation loss that end training."""
     validation_share: float = 0.2
-    """Share of the origins, the last ones, that decide when to stop; windows before them whose targets reach in are left out."""
+    """Share of the origins, the last ones, that decide when to stop; those before whose targets reach in are left out."""
     weight_decay: float = 0.0
     """Decoupled (AdamW), per unit of learning rate."""
     max_grad_norm: float | None = 1.0

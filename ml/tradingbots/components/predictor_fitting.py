@@ -127,7 +127,7 @@ class Fitting:
         # Dropout draws from the global generator: fork it, so that nobody else's numbers move.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed + 1_000_003 * (len(self.history) + 1))
-            for rows in order.split(self.config.batch_size):
+            for rows in torch.split(order, self.config.batch_size):
                 asset, target = samples.asset[rows], samples.target[rows]
                 loss = self.head.loss(self.network(self.windows(asset, samples.bar[rows]), asset), target)
                 for parameter in self.parameters:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import gelu, pad, scaled_dot_product_attention
 
 from ml.tradingbots.components.base_predictor import BasePredictor, PriceData
 from ml.tradingbots.components.lstm_predictor import check_network
@@ -106,10 +106,10 @@ class CausalBlock(nn.Module):
         self.attention_norm, self.network_norm = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query_key_value = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
-        self.network = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.widen, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
         self.silence = nn.Dropout(dropout)
         with torch.no_grad():  # Each block adds twice to the stream (Radford et al., 2019).
-            for layer in (self.mix, self.network[2]):
+            for layer in (self.mix, self.narrow):
                 layer.weight.mul_(1.0 / math.sqrt(2.0 * n_layers))
         self.keeps_attention = False
         self.attention: list[Tensor] = []
@@ -125,7 +125,7 @@ class CausalBlock(nn.Module):
         if self.keeps_attention:
             self.attention.append(_attention(query, key))
         x = x + self.silence(self.mix(found.transpose(1, 2).reshape(batch, n_tokens, width)))
-        result: Tensor = x + self.silence(self.network(self.network_norm(x)))
+        result: Tensor = x + self.silence(self.narrow(gelu(self.widen(self.network_norm(x)))))
         return result
 
 
