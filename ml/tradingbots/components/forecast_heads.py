@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ _LEAST_DEGREES = 2.1
 class Head(ABC):
     """A family of distributions: `n_outputs` numbers per horizon stand for one of its members."""
 
-    n_outputs: ClassVar[int] | int
+    n_outputs: int
 
     @abstractmethod
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Head(ABC):
 class PointHead(Head):
     """One number, the mean, by squared error; its quantiles come from residuals that the predictor kept."""
 
-    n_outputs: ClassVar[int] = 1
+    n_outputs = 1
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Mean squared error."""
@@ -65,7 +65,7 @@ class PointHead(Head):
 class GaussianHead(Head):
     """Mean and standard deviation, by likelihood."""
 
-    n_outputs: ClassVar[int] = 2
+    n_outputs = 2
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Mean negative log-likelihood, nats."""
@@ -90,7 +90,7 @@ class GaussianHead(Head):
 class StudentTHead(Head):
     """Location, scale and degrees of freedom, by likelihood: for returns with heavy tails."""
 
-    n_outputs: ClassVar[int] = 3
+    n_outputs = 3
 
     def loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Mean negative log-likelihood, nats."""

@@ -91,7 +91,7 @@ class ForecastTable:
         scale = deviation[..., None] * np.sqrt(np.asarray(horizons, dtype=np.float64))
         if not volatility_bars:
             scale = np.ones((bars.n_bars, bars.n_assets, len(horizons)))
-        known: npt.NDArray[np.bool_] = np.isfinite(columns).all((1, 2))
+        known = np.isfinite(columns.reshape(bars.n_bars, -1)).all(axis=1)
         if not known.any():
             raise ValueError(
                 f"price_data has {bars.n_bars} bars, too few for one bar with all features defined; give more bars"
@@ -112,7 +112,7 @@ class ForecastTable:
     @property
     def n_features(self) -> int:
         """Features of a bar and asset."""
-        return self.features.shape[2]
+        return int(self.features.shape[2])
 
     def origins(self, bars: npt.ArrayLike | None, *, labelled: bool) -> IntArray:
         """Return the bars at which forecasts are made.

@@ -245,6 +245,9 @@ class NaivePredictor(ReturnPredictor):
         self.__dict__.update(fresh.__dict__)
         return self
 
+    def __sklearn_clone__(self) -> Self:
+        return type(self)(self.config)
+
     def _check_names(self, params: Mapping[str, Any]) -> None:
         known = [field.name for field in dataclasses.fields(self.config_class)]
         unknown = [name for name in params if name not in known]
@@ -324,7 +327,7 @@ class NaivePredictor(ReturnPredictor):
             FileNotFoundError: there is no such file.
             CheckpointError: it is damaged, hostile, or another kind of predictor; this one is left as it was.
         """
-        content = read_file(path, "predictor", allowed=(self.config_class,))
+        content = read_file(path, "predictor", allowed=(NaiveConfig, RidgeConfig, self.config_class))
         require_keys(content, path, predictor_type=str, assets=tuple, arrays=dict)
         if content["predictor_type"] != self.predictor_type:
             raise CheckpointError(
@@ -468,7 +471,8 @@ class RidgePredictor(NaivePredictor):
 
     def _standardised(self, table: ForecastTable) -> FloatArray:
         scaled = (table.features - self._feature_mean) / self._feature_std
-        return np.clip(scaled, -self.config.clip, self.config.clip)
+        clipped: FloatArray = np.clip(scaled, -self.config.clip, self.config.clip)
+        return clipped
 
     def _samples(self, table: ForecastTable, origins: IntArray) -> Iterator[tuple[FloatArray, FloatArray]]:
         """Yield windows (n_rows, n_features · window_size) and scaled targets (n_rows, n_horizons), some at a time."""
@@ -549,4 +553,5 @@ class _Ridge:
             explained = (self.projected**2 * (1.0 + alpha / shrunk) / shrunk).sum(0)
             left = moments.n_rows - self.degrees(np.full(len(moments.target_mean), alpha))
             errors.append((moments.target_squares - explained) / np.maximum(left, 1e-9) ** 2)
-        return tried[np.argmin(errors, axis=0)]
+        best: FloatArray = tried[np.argmin(errors, axis=0)]
+        return best

@@ -1,0 +1,438 @@
+"""Finding out whether anything uses prices that it could not have known: change the future and see what moves.
+
+Whatever is said at bar t must stay what it is, bit for bit, when bars after t change or are taken away. The audit does both
+at many bars, to anything that turns a price table into numbers by time: features, fitted predictors, and pipelines that fit
+inside. What it cannot see is a column of the table itself that was made with later prices; such columns are compared with
+the returns that followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ml.tradingbots.components.forecast_table import forward_returns
+from ml.tradingbots.data.bars import Bars
+from ml.tradingbots.data.names import FIELDS, IGNORED_NAMES, field_level, is_one_asset, plain_name
+from ml.tradingbots.data.timestamps import read_timestamps
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+IntArray: TypeAlias = npt.NDArray[np.int64]
+PriceData: TypeAlias = pd.DataFrame | Bars
+Pipeline: TypeAlias = Callable[[Any], Any]
+
+# How far prices after a bar are moved, in log units: a tenth of a percent, a third, and a thousandfold.
+SIZES = {"small": 1e-3, "large": 0.3, "extreme": float(np.log(1_000.0))}
+TARGET_HORIZONS = (1, 2, 3, 5, 10, 20)
+# Correlation with the returns that followed from which a column is taken for the target itself.
+RESEMBLANCE = 0.99
+# Rows from which a correlation says anything.
+_FEWEST_ROWS = 30
+_COLUMNS = ("change", "bar", "first_moved", "column", "n_moved", "bars_ahead", "largest_move")
+
+
+class LookAheadError(ValueError):
+    """Something used prices that it could not have known."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LookAheadReport:
+    """What moved when the future changed."""
+
+    findings: pd.DataFrame
+    """One row per change that moved something: `change` (what was done to the bars after `bar`), `first_moved` (timestamp) and
+    `column` (the first output that moved), `n_moved` (how many did), `bars_ahead` (how far the earliest of them looked at
+    least) and `largest_move` (in standard deviations of its column). Columns that resemble the target have `column`, how
+    far they look in `bars_ahead`, and their correlation in `largest_move`."""
+    checks: pd.DataFrame
+    """One row per change: `change`, `bar`, `n_compared` (values at or before the bar), `n_moved`, `note`."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing moved."""
+        return self.findings.empty
+
+    def raise_for_leaks(self) -> None:
+        """Raise if something moved.
+
+        Raises:
+            LookAheadError: with the findings.
+        """
+        if not self.passed:
+            raise LookAheadError(repr(self))
+
+    def __repr__(self) -> str:
+        """What was found, in words, and the findings."""
+        n_bars, n_compared = self.checks["bar"].nunique(), int(self.checks["n_compared"].sum())
+        done = f"{len(self.checks)} changed tables at {n_bars} bars, {n_compared:,} values compared"
+        if self.passed:
+            return f"No look-ahead found: {done}."
+        first = self.findings.iloc[0]
+        return (
+            f"Look-ahead: {len(self.findings)} findings in {done}. First: {_in_words(first)}\n"
+            f"{self.findings.head(20).to_string(index=False)}"
+        )
+
+
+def audit_look_ahead(
+    model_or_pipeline: Any,
+    price_data: PriceData,
+    *,
+    n_checks: int = 20,
+    seed: int = 0,
+    truncation_tolerance: float = 1e-5,
+) -> LookAheadReport:
+    """Look for anything that depends on prices it could not have known.
+
+    At each of some bars t the prices after t are moved (by a little, by a lot, a thousandfold; all columns) and outputs at or
+    before t must not change by a single bit; then the table is cut off after t, and they must be the same. A leak that
+    training made into a fitted model does not show in what the model says of other prices: audit a pipeline that fits, such
+    as `walk_forward_pipeline`.
+
+    Args:
+        model_or_pipeline: something with `predict(price_data)`, or a function of it: a feature, a pipeline that splits, fits
+            and forecasts. It returns numbers by time: a table or series with the timestamps as index, or an array with a row
+            per bar. It must not write into the table, and do the same every time.
+        price_data: what `Bars.from_frame` accepts; it is given in the same form.
+        n_checks: bars t, at least 1; the first output is always among them. Each costs two calls.
+        seed: of the choice of bars and of the moves.
+        truncation_tolerance: difference that is rounding where the table is cut off, in standard deviations of a column:
+            products of shorter matrices are added up in another order. Rows that the shorter table lacks are no finding: a
+            test block that is not over yet has no forecasts.
+
+    Returns:
+        What was done and what moved.
+
+    Raises:
+        ValueError: there is nothing to audit: no output before the last bar.
+    """
+    if n_checks < 1:
+        raise ValueError(f"n_checks must be at least 1, got {n_checks}")
+    table = _Table(price_data)
+    whole = table.unchanged()
+    base = _outputs(model_or_pipeline, whole, table.bars)
+    rng = np.random.default_rng(seed)
+    bars = _chosen_bars(base, table.bars.n_bars, n_checks, rng)
+    audit = _Audit(table.bars, base)
+    # Without this, everything random would look like a leak of everything.
+    audit.compare("nothing", table.bars.n_bars - 1, _outputs(model_or_pipeline, whole, table.bars), 0.0)
+    if not audit.found:
+        for number, bar in enumerate(bars):
+            change = list(SIZES)[number % len(SIZES)]
+            moved = table.moved(bar, SIZES[change], rng)
+            audit.compare(change, bar, _outputs(model_or_pipeline, moved, table.bars), 0.0)
+            try:
+                shorter = _outputs(model_or_pipeline, _until(whole, bar + 1), table.bars)
+            except ValueError as error:  # Too short to say anything, and so nothing to compare.
+                audit.skip("cut off", bar, str(error))
+            else:
+                audit.compare("cut off", bar, shorter, truncation_tolerance)
+    audit.found += _resemblances(table.bars, base)
+    return LookAheadReport(
+        findings=pd.DataFrame(audit.found, columns=list(_COLUMNS)), checks=pd.DataFrame(audit.checks)
+    )
+
+
+def walk_forward_pipeline(factory: Callable[[], Any], splitter: Any) -> Callable[[PriceData], pd.DataFrame]:
+    """Return a function that fits a fresh predictor in every fold and forecasts its test bars, to be audited.
+
+    The predictor is given the whole table, so that one that looks beyond its training bars is found out. Use a splitter whose
+    folds do not depend on how long the table is: `WalkForwardValidator(train_size=..., test_size=...)`.
+
+    Args:
+        factory: makes an unfitted predictor.
+        splitter: makes folds of bars, each tested once.
+    """
+
+    def forecast(price_data: PriceData) -> pd.DataFrame:
+        parts: list[pd.DataFrame] = [
+            factory().fit(price_data, bars=train).predict(price_data, bars=test)
+            for train, test in splitter.split(price_data)
+        ]
+        return pd.concat(parts).sort_index()
+
+    return forecast
+
+
+def resembling_columns(price_data: PriceData, horizons: Sequence[int] = TARGET_HORIZONS) -> pd.DataFrame:
+    """Return which columns of a table are, as good as, what is to be predicted.
+
+    A column of one's own is compared with the return that followed and its sign, as it is and as a price over the close.
+    Markets in which the last return tells the next as well are left alone.
+
+    Args:
+        price_data: what `Bars.from_frame` accepts.
+        horizons: bars ahead.
+
+    Returns:
+        Findings as in `LookAheadReport`, none where all is well.
+    """
+    return pd.DataFrame(_resemblances(Bars.from_frame(price_data), None, horizons), columns=list(_COLUMNS))
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """What was said of a table."""
+
+    bars: IntArray
+    """Position of each row; (n_rows,)."""
+    columns: list[Any]
+    values: FloatArray
+    """(n_rows, n_columns)."""
+
+    def before(self, bar: int) -> _Outputs:
+        """Return what was said at or before a bar."""
+        kept = self.bars <= bar
+        return _Outputs(self.bars[kept], self.columns, self.values[kept])
+
+
+def _outputs(model: Any, price_data: PriceData, bars: Bars) -> _Outputs:
+    """Ask for numbers, and find out which bar each row belongs to."""
+    ask = getattr(model, "predict", model)
+    if not callable(ask):
+        raise TypeError(f"audit something with predict(price_data), or a function; got {type(model).__name__}")
+    found = ask(price_data)
+    if isinstance(found, pd.Series):
+        found = found.to_frame()
+    if not isinstance(found, pd.DataFrame):
+        found = _from_array(np.asarray(found, dtype=np.float64), price_data)
+    if found.index.has_duplicates:
+        raise ValueError("what is audited must say one thing per time; its index has timestamps more than once")
+    places = _positions(found.index, price_data, bars)
+    order = np.argsort(places)
+    return _Outputs(places[order], found.columns.tolist(), found.to_numpy(np.float64)[order])
+
+
+def _from_array(values: FloatArray, price_data: PriceData) -> pd.DataFrame:
+    index = price_data.timestamps if isinstance(price_data, Bars) else price_data.index
+    if values.ndim == 0 or len(values) != len(index):
+        raise ValueError(
+            f"what is audited must return a table by timestamp or an array with {len(index)} rows, one per bar, got shape "
+            f"{values.shape}"
+        )
+    return pd.DataFrame(values.reshape(len(index), -1), index=index)
+
+
+def _positions(index: pd.Index[Any], price_data: PriceData, bars: Bars) -> IntArray:
+    places = np.full(len(index), -1)
+    if isinstance(price_data, pd.DataFrame):
+        places = price_data.index.get_indexer(index)
+    if (places < 0).any():
+        places = bars.timestamps.get_indexer(read_timestamps(index))
+    if (places < 0).any():
+        raise ValueError(f"what is audited speaks of {index[int(np.argmin(places))]}, which is no bar of the table")
+    return places.astype(np.int64)
+
+
+def _chosen_bars(base: _Outputs, n_bars: int, n_checks: int, rng: np.random.Generator) -> list[int]:
+    """Return bars with an output: the first one of all, where labels of training reach furthest, and random ones."""
+    said = base.bars[np.isfinite(base.values).any(1)]
+    said = said[said < n_bars - 1]
+    if not len(said):
+        raise ValueError("there is nothing to audit: no output before the last bar; give more bars")
+    others = rng.permutation(said[1:])[: n_checks - 1]
+    return sorted({int(said[0]), *others.tolist()})
+
+
+class _Audit:
+    """Collects what was compared and what moved."""
+
+    def __init__(self, bars: Bars, base: _Outputs) -> None:
+        self.bars, self.base = bars, base
+        spread = [column[np.isfinite(column)].std() if np.isfinite(column).any() else 0.0 for column in base.values.T]
+        self.scale = np.where(np.array(spread) > 0.0, spread, 1.0)
+        self.found: list[dict[str, Any]] = []
+        self.checks: list[dict[str, Any]] = []
+
+    def skip(self, change: str, bar: int, why: str) -> None:
+        """Note that there was nothing to compare."""
+        self._note(change, bar, 0, 0, why)
+
+    def compare(self, change: str, bar: int, other: _Outputs, tolerance: float) -> None:
+        """Compare what was said at or before a bar with what is said now."""
+        if other.columns != self.base.columns:
+            raise ValueError(
+                f"the columns changed with the prices, from {self.base.columns[:3]} to {other.columns[:3]}: what is audited "
+                "must always say the same things"
+            )
+        before, after = self.base.before(bar), other.before(bar)
+        rows = np.union1d(before.bars, after.bars)
+        old, new = (self._laid_out(part, rows) for part in (before, after))
+        moved = ~((old == new) | (np.isnan(old) & np.isnan(new)))
+        if tolerance:
+            # A shorter table may not say everything yet.
+            moved &= ~np.isnan(new) & np.isin(rows, before.bars)[:, None]
+            moved &= ~(np.abs(new - old) <= tolerance * self.scale)
+        self._note(change, bar, old.size, int(moved.sum()), "")
+        if moved.any():
+            self._find(change, bar, rows, np.abs(new - old) / self.scale, moved)
+
+    def _laid_out(self, part: _Outputs, rows: IntArray) -> FloatArray:
+        values = np.full((len(rows), len(part.columns)), np.nan)
+        values[np.searchsorted(rows, part.bars)] = part.values
+        return values
+
+    def _note(self, change: str, bar: int, n_compared: int, n_moved: int, note: str) -> None:
+        row = {"change": change, "bar": self.bars.timestamps[bar], "n_compared": n_compared}
+        self.checks.append({**row, "n_moved": n_moved, "note": note})
+
+    def _find(self, change: str, bar: int, rows: IntArray, sizes: FloatArray, moved: npt.NDArray[np.bool_]) -> None:
+        row, column = (int(place) for place in np.argwhere(moved)[0])
+        known = sizes[moved & np.isfinite(sizes)]
+        self.found.append(
+            {
+                "change": change,
+                "bar": self.bars.timestamps[bar],
+                "first_moved": self.bars.timestamps[rows[row]],
+                "column": self.base.columns[column],
+                "n_moved": int(moved.sum()),
+                "bars_ahead": bar - int(rows[row]) + 1,
+                "largest_move": float(known.max()) if len(known) else float("nan"),
+            }
+        )
+
+
+class _Table:
+    """A price table whose later rows can be changed, in the form in which it was given."""
+
+    def __init__(self, price_data: PriceData) -> None:
+        self.bars = Bars.from_frame(price_data)
+        self.frame = price_data if isinstance(price_data, pd.DataFrame) else None
+        fields = {name: getattr(self.bars, name) for name in FIELDS if getattr(self.bars, name) is not None}
+        self.values: dict[str, FloatArray] = {**fields, **self.bars.extra}
+
+    def unchanged(self) -> PriceData:
+        """Return the table as it was, made the way the changed ones are."""
+        return self._formed(self.values)
+
+    def moved(self, bar: int, size: float, rng: np.random.Generator) -> PriceData:
+        """Return the table with everything after a bar moved by about `size`, in log units; still a valid one."""
+        later = slice(bar + 1, None)
+        values = {name: array.copy() for name, array in self.values.items()}
+        shape = values["close"][later].shape
+
+        def draw() -> FloatArray:
+            # As large downward as upward, and nowhere next to nothing.
+            return size * rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.0, shape)
+
+        for name in ("open", "close"):
+            if name in values:
+                values[name][later] *= np.exp(draw())
+        ends = [values[name][later] for name in ("open", "close") if name in values]
+        if "high" in values:
+            values["high"][later] = np.maximum.reduce(ends) * np.exp(np.abs(draw()))
+        if "low" in values:
+            values["low"][later] = np.minimum.reduce(ends) * np.exp(-np.abs(draw()))
+        if "volume" in values:
+            values["volume"][later] = values["volume"][later] * np.exp(draw()) + np.abs(draw())
+        for name in self.bars.extra:
+            deviation = float(np.nanstd(values[name])) or 1.0
+            values[name][later] += deviation * np.expm1(size) * draw() / size
+        return self._formed(values)
+
+    def _formed(self, values: dict[str, FloatArray]) -> PriceData:
+        if self.frame is None:
+            fields = {name: array for name, array in values.items() if name in FIELDS}
+            extra = {name: array for name, array in values.items() if name not in FIELDS}
+            return Bars(self.bars.timestamps, self.bars.assets, **fields, extra=extra)
+        columns = [self._column(place, label, values) for place, label in enumerate(self.frame.columns)]
+        return pd.DataFrame(np.column_stack(columns), index=self.frame.index, columns=self.frame.columns)
+
+    def _column(self, place: int, label: Any, values: dict[str, FloatArray]) -> FloatArray:
+        """Return the values of one column of the frame."""
+        assert self.frame is not None
+        columns, asset, name = self.frame.columns, 0, label
+        if columns.nlevels > 1:
+            level = field_level(columns)
+            name, asset = label[level], self.bars.assets.index(str(label[1 - level]))
+        elif not is_one_asset(columns):
+            return values["close"][:, place]
+        plain = plain_name(name)
+        if plain in IGNORED_NAMES:  # Adjusted closes and the like go with the close.
+            ratio = values["close"][:, asset] / self.values["close"][:, asset]
+            followed: FloatArray = self.frame.iloc[:, place].to_numpy(np.float64) * ratio
+            return followed
+        return values[plain if plain in FIELDS else str(name)][:, asset]
+
+
+def _until(price_data: PriceData, stop: int) -> PriceData:
+    return price_data.slice(0, stop) if isinstance(price_data, Bars) else price_data.iloc[:stop]
+
+
+def _resemblances(
+    bars: Bars, outputs: _Outputs | None, horizons: Sequence[int] = TARGET_HORIZONS
+) -> list[dict[str, Any]]:
+    """Return findings on columns of the table, and on outputs, that are as good as the target."""
+    several = bars.n_assets > 1
+    columns: dict[Any, FloatArray] = {
+        (name, asset) if several else name: values[:, number]
+        for name, values in bars.extra.items()
+        for number, asset in enumerate(bars.assets)
+    }
+    if outputs is not None:
+        for number, label in enumerate(outputs.columns):
+            laid_out = np.full(bars.n_bars, np.nan)
+            laid_out[outputs.bars] = outputs.values[:, number]
+            columns.setdefault(label, laid_out)
+    targets = _targets(bars, horizons)
+    found = [_resemblance(bars, label, values, targets) for label, values in columns.items()]
+    return [finding for finding in found if finding is not None]
+
+
+def _targets(bars: Bars, horizons: Sequence[int]) -> list[tuple[int, int, FloatArray]]:
+    """Return (horizon, asset, target) of everything that might be predicted and cannot be told from the last return."""
+    last = np.diff(np.log(bars.close), axis=0, prepend=np.nan)
+    found = []
+    for horizon in horizons:
+        ahead = forward_returns(bars, (horizon,))[..., 0]
+        for asset in range(bars.n_assets):
+            for target in (ahead[:, asset], np.sign(ahead[:, asset])):
+                if not abs(_correlation(last[:, asset], target)) > RESEMBLANCE:
+                    found.append((horizon, asset, target))
+    return found
+
+
+def _resemblance(
+    bars: Bars, label: Any, values: FloatArray, targets: list[tuple[int, int, FloatArray]]
+) -> dict[str, Any] | None:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = np.log(values[:, None] / bars.close)  # What a price says about returns.
+    best, ahead = 0.0, 0
+    for horizon, asset, target in targets:
+        for form in (values, relative[:, asset]):
+            correlation = _correlation(form, target)
+            if abs(correlation) > max(abs(best), RESEMBLANCE):
+                best, ahead = correlation, horizon
+    if not ahead:
+        return None
+    nowhere = {"bar": pd.NaT, "first_moved": pd.NaT, "n_moved": 0}
+    return {"change": "is the target", **nowhere, "column": label, "bars_ahead": ahead, "largest_move": best}
+
+
+def _correlation(left: FloatArray, right: FloatArray) -> float:
+    known = np.isfinite(left) & np.isfinite(right)
+    if known.sum() < _FEWEST_ROWS:
+        return 0.0
+    a, b = left[known] - left[known].mean(), right[known] - right[known].mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / size if size > 0.0 else 0.0
+
+
+def _in_words(finding: pd.Series[Any]) -> str:
+    if finding["change"] == "is the target":
+        return (
+            f"column {finding['column']!r} has a correlation of {finding['largest_move']:.3f} with the return of the next "
+            f"{finding['bars_ahead']} bars (or its sign)."
+        )
+    if finding["change"] == "nothing":
+        return "the same table gave two different answers; fix every seed, or nothing can be compared."
+    done = "the table was cut off" if finding["change"] == "cut off" else f"prices were moved ({finding['change']})"
+    return (
+        f"{finding['column']!r} at {finding['first_moved']} moved when {done} after {finding['bar']}, "
+        f"{finding['bars_ahead']} bars ahead of it."
+    )
