@@ -91,7 +91,7 @@ class ForecastTable:
         scale = deviation[..., None] * np.sqrt(np.asarray(horizons, dtype=np.float64))
         if not volatility_bars:
             scale = np.ones((bars.n_bars, bars.n_assets, len(horizons)))
-        known = np.isfinite(columns.reshape(bars.n_bars, -1)).all(axis=1)
+        known = np.asarray(np.isfinite(columns.reshape(bars.n_bars, -1)).all(axis=1))
         if not known.any():
             raise ValueError(
                 f"price_data has {bars.n_bars} bars, too few for one bar with all features defined; give more bars"
