@@ -2,9 +2,14 @@
 
 from ml.tradingbots.components.a2c_agent import A2CAgent, A2CConfig
 from ml.tradingbots.components.base_agent import BaseAgent
+from ml.tradingbots.components.base_predictor import BasePredictor
+from ml.tradingbots.components.cnn_predictor import CNNConfig, CNNPricePredictor
 from ml.tradingbots.components.ddpg_agent import DDPGAgent, DDPGConfig
+from ml.tradingbots.components.ensemble_predictor import EnsemblePricePredictor, LSTMEnsemble
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.features import list_features
+from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
+from ml.tradingbots.components.naive_predictors import DriftPredictor, LastSignPredictor, RidgePredictor, ZeroPredictor
 from ml.tradingbots.components.rl_agents import (
     DQNAgent,
     DQNConfig,
@@ -18,19 +23,30 @@ from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.sac_agent import SACAgent, SACConfig
 from ml.tradingbots.components.serialization import CheckpointError
 from ml.tradingbots.components.td3_agent import TD3Agent, TD3Config
+from ml.tradingbots.components.transformer_predictor import TransformerConfig, TransformerPricePredictor
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
 
 __all__ = [
     "A2CAgent",
     "A2CConfig",
     "BaseAgent",
+    "BasePredictor",
+    "CNNConfig",
+    "CNNPricePredictor",
     "CheckpointError",
     "DDPGAgent",
     "DDPGConfig",
     "DQNAgent",
     "DQNConfig",
+    "DriftPredictor",
+    "EnsemblePricePredictor",
+    "LSTMConfig",
+    "LSTMEnsemble",
+    "LSTMPricePredictor",
+    "LastSignPredictor",
     "PPOAgent",
     "PPOConfig",
+    "RidgePredictor",
     "SACAgent",
     "SACConfig",
     "TD3Agent",
@@ -38,6 +54,9 @@ __all__ = [
     "TradingEnvConfig",
     "TradingEnvironment",
     "TradingVectorEnv",
+    "TransformerConfig",
+    "TransformerPricePredictor",
+    "ZeroPredictor",
     "create_rl_agent",
     "list_available_agents",
     "list_features",

@@ -1,6 +1,7 @@
 """Training runs: the loop, callbacks, evaluation, checkpoints, logs and reports."""
 
 from ml.tradingbots.components.normalization import RunningMeanStd
+from ml.tradingbots.training.agent_validation import AgentValidation, walk_forward_agents
 from ml.tradingbots.training.callbacks import (
     Callback,
     CallbackList,
@@ -10,25 +11,44 @@ from ml.tradingbots.training.callbacks import (
     TradingMetricsCallback,
 )
 from ml.tradingbots.training.evaluation import evaluate_agent, evaluate_episodes
+from ml.tradingbots.training.forecast_validation import ForecastValidation, validate
 from ml.tradingbots.training.loggers import CSVLogger, Logger, MemoryLogger, TensorBoardLogger
+from ml.tradingbots.training.look_ahead import LookAheadError, LookAheadReport, audit_look_ahead
 from ml.tradingbots.training.progress import RLProgressTracker
 from ml.tradingbots.training.reports import write_report
 from ml.tradingbots.training.results import EvaluationResult
 from ml.tradingbots.training.rl_training import RLTrainingConfig, RLTrainingMetrics, train_rl_agent
 from ml.tradingbots.training.training_state import EpisodeSummary, TrainingState
+from ml.tradingbots.training.training_utils import (
+    CombinatorialPurgedCV,
+    EarlyStoppingCallback,
+    ModelCheckpointer,
+    PanelSplit,
+    PurgedKFold,
+    WalkForwardValidator,
+)
 from ml.tradingbots.training.trajectory import Trajectory
 
 __all__ = [
+    "AgentValidation",
     "CSVLogger",
     "Callback",
     "CallbackList",
     "CheckpointCallback",
+    "CombinatorialPurgedCV",
+    "EarlyStoppingCallback",
     "EarlyStoppingRLCallback",
     "EpisodeSummary",
     "EvalCallback",
     "EvaluationResult",
+    "ForecastValidation",
     "Logger",
+    "LookAheadError",
+    "LookAheadReport",
     "MemoryLogger",
+    "ModelCheckpointer",
+    "PanelSplit",
+    "PurgedKFold",
     "RLProgressTracker",
     "RLTrainingConfig",
     "RLTrainingMetrics",
@@ -37,8 +57,12 @@ __all__ = [
     "TradingMetricsCallback",
     "TrainingState",
     "Trajectory",
+    "WalkForwardValidator",
+    "audit_look_ahead",
     "evaluate_agent",
     "evaluate_episodes",
     "train_rl_agent",
+    "validate",
+    "walk_forward_agents",
     "write_report",
 ]
