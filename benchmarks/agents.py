@@ -87,18 +87,22 @@ def throughput(options: Options, records: Records) -> None:
 def latency(options: Options, records: Records) -> None:
     """Print the table of the time to act."""
     print(
-        f"\nDeterministic action of NumPy observations, {options.repeats} × {options.calls} calls: microseconds a call"
+        f"\nActions for NumPy observations, best or drawn, {options.repeats} × {options.calls} calls: microseconds a call"
     )
-    print("agent   batch     ours    theirs   ratio [min, max]")
+    print("agent  action  batch     ours    theirs   ratio [min, max]")
     for algorithm in options.algorithms:
         under = conditions({"recipe": RECIPES[algorithm], "calls": options.calls, "repeats": options.repeats})
-        for batch in (1, 64):
-            found = compare_latency(algorithm, batch, n_calls=options.calls, n_repeats=options.repeats)
+        for batch, best in ((1, True), (1, False), (64, True)):
+            found = compare_latency(
+                algorithm, batch, deterministic=best, n_calls=options.calls, n_repeats=options.repeats
+            )
+            kind = "best" if best else "drawn"
             print(
-                f"{algorithm:6} {batch:6d} {found['ours']:8.1f} {found['theirs']:9.1f}   {_ratio(found['ratio'])}",
+                f"{algorithm:6} {kind:6} {batch:6d} {found['ours']:8.1f} {found['theirs']:9.1f}   {_ratio(found['ratio'])}",
                 flush=True,
             )
-            key = f"latency {algorithm}, batch {batch}, {options.threads} thread(s)"
+            drawn = "" if best else ", drawn"
+            key = f"latency {algorithm}, batch {batch}{drawn}, {options.threads} thread(s)"
             records.add(key, under, {"part": "latency", "algorithm": algorithm, **found})
 
 

@@ -278,9 +278,14 @@ def _ratio(ours: list[Run], theirs: list[Run], clock: str) -> dict[str, float]:
 
 
 def compare_latency(
-    algorithm: Algorithm, batch: int, *, n_calls: int = N_CALLS, n_repeats: int = N_REPEATS
+    algorithm: Algorithm,
+    batch: int,
+    *,
+    deterministic: bool = True,
+    n_calls: int = N_CALLS,
+    n_repeats: int = N_REPEATS,
 ) -> dict[str, Any]:
-    """Time deterministic actions for observations that arrive as NumPy arrays: one alone, or a batch of them.
+    """Time actions for observations that arrive as NumPy arrays: one alone, or a batch of them; the best ones, or drawn.
 
     Returns:
         `ours` and `theirs` in microseconds of a call, medians of several rounds, `ratio` theirs over ours with its spread.
@@ -295,8 +300,8 @@ def compare_latency(
     shape = (state_dim,) if batch == 1 else (batch, state_dim)
     observation = np.random.default_rng(0).normal(0.0, 0.01, shape).astype(np.float32)
     calls = (
-        lambda: agent.select_action(observation, deterministic=True),
-        lambda: model.predict(observation, deterministic=True),
+        lambda: agent.select_action(observation, deterministic=deterministic),
+        lambda: model.predict(observation, deterministic=deterministic),
     )
     for call in calls:
         _microseconds(call, n_calls // 10)
@@ -304,7 +309,14 @@ def compare_latency(
     ours, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
     pairs = [slow / fast for fast, slow in rounds]
     ratio = {"median": theirs / ours, "min": min(pairs), "max": max(pairs)}
-    return {"batch": batch, "ours": ours, "theirs": theirs, "ratio": ratio, "rounds": rounds}
+    return {
+        "batch": batch,
+        "deterministic": deterministic,
+        "ours": ours,
+        "theirs": theirs,
+        "ratio": ratio,
+        "rounds": rounds,
+    }
 
 
 def _microseconds(call: Callable[[], object], n_calls: int) -> float:

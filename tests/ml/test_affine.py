@@ -48,6 +48,16 @@ def test_a_layer_gives_the_same_bits_every_time():
     assert all(torch.equal(large_affine(x, weight, bias, relu=True), first) for _ in range(5))
 
 
+@needs_onednn
+def test_what_is_not_a_number_stays_so():
+    x, weight, bias = layer(256, 256, 256)
+    with torch.no_grad():
+        x[3, 5] = float("nan")
+    y = large_affine(x, weight, bias, relu=True)
+    assert y[3].isnan().all()
+    assert torch.isfinite(y[4]).all()
+
+
 @pytest.mark.parametrize(
     ("rows", "width", "dtype", "expected"),
     [(256, 256, torch.float32, True), (64, 64, torch.float32, False), (256, 256, torch.float64, False)],

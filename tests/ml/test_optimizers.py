@@ -164,6 +164,52 @@ def test_adam_follows_a_changed_step_size():
     assert value.item() == before
 
 
+# Both.
+
+
+@pytest.mark.parametrize("make", [FusedAdam, RMSprop])
+def test_a_state_that_was_reset_stays_reset(make):
+    values, others, steps = parameters(), parameters(), gradients(6)
+    used, fresh = make(values, 0.01), make(others, 0.01)
+    walk(used, values, steps[:3])
+    used.state = type(used.state)(dict)
+    with torch.no_grad():
+        for value, other in zip(values, others, strict=True):
+            other.copy_(value)
+    walk(used, values, steps[3:])
+    walk(fresh, others, steps[3:])
+    assert all(torch.equal(one, other) for one, other in zip(values, others, strict=True))
+    assert all(float(used.state[value]["step"]) == 3.0 for value in values)
+
+
+@pytest.mark.parametrize("make", [FusedAdam, RMSprop])
+def test_a_parameter_without_a_gradient_stays_and_is_counted_by_itself(make):
+    values, steps = parameters(), gradients(6)
+    optimizer = make(values, 0.01)
+    walk(optimizer, values[1:], [step[1:] for step in steps[:2]])
+    assert values[0] not in optimizer.state
+    walk(optimizer, values, steps[2:4])
+    values[0].grad = None
+    before = values[0].detach().clone()
+    walk(optimizer, values[1:], [step[1:] for step in steps[4:]])
+    assert torch.equal(values[0], before)
+    assert [float(optimizer.state[value]["step"]) for value in values] == [2.0, 6.0, 6.0]
+
+
+def test_a_saved_adam_goes_on_in_pytorchs_own():
+    ours, theirs, steps = parameters(), parameters(), gradients(8)
+    optimizer = FusedAdam(ours, 0.05)
+    walk(optimizer, ours, steps[:4])
+    plain = torch.optim.Adam(theirs, 0.05, fused=True)
+    plain.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    with torch.no_grad():
+        for one, other in zip(ours, theirs, strict=True):
+            other.copy_(one)
+    walk(optimizer, ours, steps[4:])
+    walk(plain, theirs, steps[4:])
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
 # Descending.
 
 

@@ -44,6 +44,7 @@ class A2CAgent(OnPolicyAgent):
     agent_type: ClassVar[str] = "a2c"
     description: ClassVar[str] = "Advantage Actor-Critic - simpler synchronous variant of PPO"
     config_class: ClassVar[type[AgentConfig]] = A2CConfig
+    explicit_form_of: ClassVar[tuple[str, ...]] = (*OnPolicyAgent.explicit_form_of, "_advantage")
     needs_log_prob: ClassVar[bool] = False
     config: A2CConfig
 

@@ -38,9 +38,9 @@ def large_affine(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tens
 
 
 def _product(x: Tensor, y: Tensor, bias: Tensor | None = None, *, relu: bool = False) -> Tensor:
-    # The operation is x·Wᵀ + b and takes any strides.
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, y.T, bias, "relu" if relu else "none", [], "")
-    return result
+    # The operation is x·Wᵀ + b and takes any strides. Its own ReLU would turn NaN into 0, and hide that a network diverged.
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, y.T, bias, "none", [], "")
+    return result.relu_() if relu else result
 
 
 class _LargeAffine(torch.autograd.Function):

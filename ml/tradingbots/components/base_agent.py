@@ -6,6 +6,7 @@ report after each vector step. `train` runs it to a budget; `train_rl_agent` run
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ class BaseAgent(ABC):
     config_class: ClassVar[type[AgentConfig]]
     learned: ClassVar[tuple[str, ...]]
     """Attributes that learning changes: networks, optimisers, tensors and statistics. They make up the agent's file."""
+    derived: ClassVar[tuple[str, ...]] = ("_single_action",)
+    """Attributes that follow from the others: made by `_prepare`, left out of copies and made anew there."""
     kept_on_load: ClassVar[tuple[str, ...]] = ("scale_rewards",)
     """Attributes of a run in progress, which loading an agent does not touch."""
     config: Any
@@ -161,6 +164,15 @@ class BaseAgent(ABC):
             ValueError: it was saved with other settings, or is damaged.
         """
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in self.derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._single_action = None
+        if self.is_built:
+            self._become_ready()
+
     def take_over(self, other: BaseAgent) -> None:
         """Become another agent of the same kind, its memory included; the other one must not be used any more."""
         self._become(other)
@@ -168,11 +180,12 @@ class BaseAgent(ABC):
     def learned_state(self) -> dict[str, Any]:
         """Return the networks and optimisers as state dictionaries."""
         self._require_networks()
-        state = {}
-        for name in self.learned:
-            value = getattr(self, name)
-            state[name] = value.detach().clone() if isinstance(value, Tensor) else value.state_dict()
-        return state
+        # Copies: a state is what the agent was, whatever it learns after.
+        return {
+            name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value.state_dict())
+            for name in self.learned
+            for value in [getattr(self, name)]
+        }
 
     def load_learned_state(self, state: dict[str, Any]) -> None:
         """Take over what `learned_state` returned."""
@@ -197,11 +210,19 @@ class BaseAgent(ABC):
         """Derive what is used of the networks: lists of parameters, compiled losses, a policy without torch."""
         self._prepare()
         is_plain = self.config.network == "mlp" and self.device.type == "cpu"
-        self._single_action = SingleAction(self._perceptron(), self.normalizer) if is_plain else None
+        if is_plain:
+            probe = next(getattr(self, self.learned[0]).parameters())
+            self._single_action = SingleAction(self._perceptron(), self.normalizer, probe)
+        else:
+            self._single_action = None
 
     @abstractmethod
     def _perceptron(self) -> Perceptron:
         """Return the deterministic policy of an agent without an encoder, as views of its parameters."""
+
+    def _noise_scale(self) -> float:
+        """Scale of the noise on single actions, or the share of random ones."""
+        return 1.0
 
     def _require_networks(self) -> None:
         if not self.is_built:
@@ -289,8 +310,9 @@ class BaseAgent(ABC):
         Returns:
             The agent itself.
         """
-        if total_timesteps < 1:
-            raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
+        for name, value in (("total_timesteps", total_timesteps), ("n_envs", n_envs), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         vector_env = as_vector_env(env, n_envs=n_envs, device=str(self.device), seed=self.seed)
         self.bind(vector_env)
         self.schedule_timesteps = stop = self.num_timesteps + total_timesteps
@@ -316,10 +338,10 @@ class BaseAgent(ABC):
         """
         self._require_networks()
         is_tensor = isinstance(observation, Tensor)
-        if deterministic and not is_tensor and self._single_action is not None:
+        if not is_tensor and self._single_action is not None:
             alone = np.asarray(observation, dtype=np.float32)
-            if alone.shape == (self.state_dim,):
-                return self._act_alone(alone, action_mask)
+            if alone.shape == (self.state_dim,) and (deterministic or self._single_action.perceptron.noise):
+                return self._act_alone(alone, action_mask, None if deterministic else self.generator)
         raw = observation if is_tensor else torch.from_numpy(np.array(observation, dtype=np.float32))
         if raw.shape[-1:] != (self.state_dim,) or raw.ndim > 2:
             raise ValueError(
@@ -334,16 +356,19 @@ class BaseAgent(ABC):
             # The action alone would not tell: clipping and tanh turn an infinite observation into a finite action.
             if not bool(torch.isfinite(batch).all()):
                 raise ValueError("observation holds NaN or inf")
-            if not bool(torch.isfinite(action).all()):
+            if not bool((action >= 0 if self.is_discrete else torch.isfinite(action)).all()):
                 raise ValueError("the action is not finite: the networks diverged")
             action = action if raw.ndim == 2 else action.squeeze(0)
         # [()] turns a single choice into a number, as Gymnasium's discrete spaces give it.
         return action.clone() if is_tensor else action.cpu().numpy()[()]
 
-    def _act_alone(self, observation: FloatArray32, action_mask: Any) -> Any:
+    def _act_alone(self, observation: FloatArray32, action_mask: Any, generator: torch.Generator | None) -> Any:
         assert self._single_action is not None
+        if self._single_action.is_stale:
+            self._become_ready()
         mask = None if action_mask is None else self._mask(action_mask, (self.action_dim,))[0].numpy()
-        action = self._single_action(observation, self.n_branches, mask)
+        scale = 1.0 if generator is None else self._noise_scale()
+        action = self._single_action(observation, self.n_branches, mask, generator, scale)
         if self.is_discrete or self._plain_bounds:
             return action
         return action * self._half_range_numpy + self._middle_numpy

@@ -54,6 +54,15 @@ class DeterministicPolicyAgent(OffPolicyAgent):
         "actor_optimizer",
         "critic_optimizer",
     )
+    derived: ClassVar[tuple[str, ...]] = (
+        *OffPolicyAgent.derived,
+        "_actor_parameters",
+        "_critic_parameters",
+        "_online_parameters",
+        "_target_parameters",
+        "_critic_step",
+        "_actor_step",
+    )
     n_critics: ClassVar[int]
     config: Any
     noise: OrnsteinUhlenbeckNoise | None = None
@@ -89,7 +98,12 @@ class DeterministicPolicyAgent(OffPolicyAgent):
         self._actor_step = self._compiled(self._actor_loss)
 
     def _perceptron(self) -> Perceptron:
-        return Perceptron(body_layers(self.actor.body), linear(self.actor.head), self.config.activation, "squash")
+        return Perceptron(
+            body_layers(self.actor.body), linear(self.actor.head), self.config.activation, "squash", noise="after"
+        )
+
+    def _noise_scale(self) -> float:
+        return float(self.config.noise_std)
 
     def deterministic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the policy's action; (batch, action_dim)."""

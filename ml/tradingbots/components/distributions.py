@@ -76,4 +76,9 @@ def draw_choices(log_probs: Tensor, generator: torch.Generator) -> Tensor:
     """
     # Away from 0, whose logarithm would ring for an illegal choice.
     clocks = torch.empty_like(log_probs).exponential_(generator=generator).clamp_min_(1e-30)
-    return (log_probs - clocks.log()).argmax(-1)
+    return best_choices(log_probs - clocks.log())
+
+
+def best_choices(values: Tensor) -> Tensor:
+    """Return the largest of the last axis; −1, which no environment takes, where a value is NaN: the networks diverged."""
+    return values.argmax(-1).masked_fill(values.isnan().any(-1), -1)

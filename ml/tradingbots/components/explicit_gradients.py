@@ -30,6 +30,15 @@ _DERIVATIVES: dict[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor
 }
 
 
+def covers(agent: type, names: Sequence[str]) -> bool:
+    """Whether an agent's class writes its gradients for the very methods it has: none of `names` was overridden below."""
+
+    def depth(name: str) -> int:
+        return next(number for number, owner in enumerate(agent.__mro__) if name in vars(owner))
+
+    return all(depth("_write_explicitly") <= depth(name) for name in names)
+
+
 class ExplicitGradient:
     """Hidden layers forward and backward, and a row that holds the gradients of all parameters.
 
@@ -53,19 +62,29 @@ class ExplicitGradient:
         parts = torch.split(self._row, sizes)
         self.gradients = {parameter: part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)}
         is_batched = layers[0][0].ndim == 3
-        self._layers = []
-        for weight, bias in layers:
-            weights = (weight, self.gradients[weight])
-            weight, gradient = weights if is_batched else (each.T for each in weights)
-            self._layers.append((weight, bias, gradient, self.gradients[bias]))
+        self._parameters = layers  # Not views of them, which would go stale where a parameter gets other numbers.
+        self._transposed = not is_batched
+        self._layer_gradients = [
+            (self.gradients[weight] if is_batched else self.gradients[weight].T, self.gradients[bias])
+            for weight, bias in layers
+        ]
         self._activation, self._derivative = activation, _DERIVATIVES[activation]
         self._affine: Callable[..., Tensor] = torch.baddbmm if is_batched else torch.addmm
         self._product: Callable[..., Tensor] = torch.bmm if is_batched else torch.mm
         self._keeps_axis = is_batched
 
     def suits(self, observation: Tensor) -> bool:
-        """Whether it is faster than autograd here: not where single products are large."""
-        return not any(is_large(observation, weight) for weight, *_ in self._layers)
+        """Whether it may stand for autograd here: not where products are large, parameters frozen, or types changed."""
+        device = observation.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return False
+        if not all(parameter.requires_grad for parameter in self.gradients):
+            return False
+        return not any(is_large(observation, weight) for weight, _ in self._layers())
+
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        """Weights (…, in, out) and biases."""
+        return [(weight.T, bias) for weight, bias in self._parameters] if self._transposed else list(self._parameters)
 
     @torch.no_grad()
     def clip(self, max_norm: float | None) -> None:
@@ -75,21 +94,21 @@ class ExplicitGradient:
 
     def _features(self, x: Tensor) -> Tensor:
         """Walk forward through the hidden layers, and keep their values; (…, batch, in) to (…, batch, width)."""
-        self._values = [x]
-        for weight, bias, *_ in self._layers:
+        self._values, self._walked = [x], self._layers()
+        for weight, bias in self._walked:
             x = self._activation(self._affine(bias, x, weight))
             self._values.append(x)
         return x
 
     def _descend(self, behind: Tensor) -> None:
         """Walk backward through them, from the gradient with respect to the features."""
-        for number in reversed(range(len(self._layers))):
-            weight, _, weight_gradient, bias_gradient = self._layers[number]
+        for number in reversed(range(len(self._walked))):
+            weight_gradient, bias_gradient = self._layer_gradients[number]
             behind = self._derivative(behind, self._values[number + 1])
             self._product(self._values[number].mT, behind, out=weight_gradient)
             torch.sum(behind, -2, keepdim=self._keeps_axis, out=bias_gradient)
             if number:
-                behind = self._product(behind, weight.mT)
+                behind = self._product(behind, self._walked[number][0].mT)
 
     def _head(self, head: torch.nn.Linear, features: Tensor, output: Tensor) -> None:
         """Write the gradients of a head, from those with respect to its output."""

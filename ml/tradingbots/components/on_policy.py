@@ -14,6 +14,7 @@ from ml.tradingbots.components.agent_config import OnPolicyConfig
 from ml.tradingbots.components.agent_spaces import present_mask, saved_mask_dim
 from ml.tradingbots.components.base_agent import BaseAgent, StepReport
 from ml.tradingbots.components.distributions import (
+    best_choices,
     categorical_entropy,
     categorical_log_prob,
     draw_choices,
@@ -21,14 +22,14 @@ from ml.tradingbots.components.distributions import (
     gaussian_log_prob,
     log_probabilities,
 )
-from ml.tradingbots.components.explicit_gradients import PolicyGradient
+from ml.tradingbots.components.explicit_gradients import PolicyGradient, covers
 from ml.tradingbots.components.exploration import StateDependentNoise
 from ml.tradingbots.components.networks import ActorCritic, gsde_log_std, gsde_noise
 from ml.tradingbots.components.normalization import CLIP, RunningMeanStd
 from ml.tradingbots.components.optimizers import ListedOptimizer, write_gradients
 from ml.tradingbots.components.rollouts import ReturnScaler, Rollout, RolloutBuffer
 from ml.tradingbots.components.serialization import check_like
-from ml.tradingbots.components.single_action import Perceptron, batched_layers, linear
+from ml.tradingbots.components.single_action import Perceptron, batched_layers, linear, view
 from ml.tradingbots.core.advantages import generalized_advantages
 
 
@@ -57,6 +58,9 @@ class OnPolicyAgent(BaseAgent):
 
     learned: ClassVar[tuple[str, ...]] = ("network", "optimizer", "return_statistics")
     kept_on_load: ClassVar[tuple[str, ...]] = (*BaseAgent.kept_on_load, "rollouts", "scaler", "noise")
+    derived: ClassVar[tuple[str, ...]] = (*BaseAgent.derived, "_parameters", "_loss_step", "_explicit")
+    explicit_form_of: ClassVar[tuple[str, ...]] = ("_loss", "_evaluate", "_log_std")
+    """Methods whose gradients `_write_explicitly` writes: a subclass with others of these is left to autograd."""
     needs_log_prob: ClassVar[bool] = True
     """Whether `update` reads how likely actions were when they were taken."""
     config: Any
@@ -110,18 +114,24 @@ class OnPolicyAgent(BaseAgent):
         self._parameters = list(self.network.parameters())
         self._loss_step = self._compiled(self._loss)
         is_plain = self.network.is_plain and not self.config.gsde and not self.config.compile
-        self._explicit = PolicyGradient(self.network) if is_plain else None
+        self._explicit = (
+            PolicyGradient(self.network) if is_plain and covers(type(self), self.explicit_form_of) else None
+        )
 
     def _perceptron(self) -> Perceptron:
-        network, answer = self.network, "choose" if self.is_discrete else "clip"
-        layers = batched_layers(network.body, 0)
-        return Perceptron(layers, linear(network.policy_head), self.config.activation, answer)  # type: ignore[arg-type]
+        network, config = self.network, self.config
+        layers, head = batched_layers(network.body, 0), linear(network.policy_head)
+        if self.is_discrete:
+            return Perceptron(layers, head, config.activation, "choose", noise="clocks")
+        if config.gsde:
+            return Perceptron(layers, head, config.activation, "clip")
+        return Perceptron(layers, head, config.activation, "clip", noise="before", log_std=view(network.log_std))
 
     def deterministic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the mean within [−1, 1] (batch, action_dim), or the likeliest choices (batch, n_branches)."""
         output, _ = self.network.policy(observation)
         if self.is_discrete:
-            return log_probabilities(output, self.n_branches, action_mask).argmax(-1)
+            return best_choices(log_probabilities(output, self.n_branches, action_mask))
         return output.clamp(-1.0, 1.0)
 
     def stochastic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
@@ -259,15 +269,14 @@ class OnPolicyAgent(BaseAgent):
 
     def _next_values(self, rollout: Rollout, values: Tensor, last: Tensor) -> Tensor:
         """Value of what each step led to, before any reset; (n_steps, n_envs). `last` is that of what the rollout led to."""
-        assert self.rollouts is not None
         following = torch.cat([values[1:], last[None]])
         if self.device.type != "cpu":
             # All of them: to count those that were cut would wait for the device.
-            final = self.network.value(self.normalizer(self.rollouts.final_observations(None)))
+            final = self.network.value(self.normalizer(rollout.final_observations(None)))
             return torch.where(rollout.truncated, final.view_as(values), following)
         rows = rollout.truncated.flatten().nonzero().squeeze(1)
         if len(rows):
-            final = self.network.value(self.normalizer(self.rollouts.final_observations(rows)))
+            final = self.network.value(self.normalizer(rollout.final_observations(rows)))
             following.view(-1)[rows] = final
         return following
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import operator
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -14,16 +16,25 @@ class ListedOptimizer(torch.optim.Optimizer):
     """An optimiser of one group that keeps its lists of tensors instead of gathering them at every step.
 
     PyTorch's spend as long on gathering the parameters of a small network, and on hooks around `step`, as on the update.
-    All parameters must have gradients when it steps.
+    Parameters without a gradient stay as they are.
     """
 
     # Of the class: copies of an optimiser keep only what PyTorch knows of.
     _lists: tuple[list[Tensor], ...] | None = None
+    _active: Sequence[Tensor] = ()
+    _counters: Sequence[Tensor] = ()
+    _source: Any = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a saved state."""
-        super().load_state_dict(state_dict)
+        """Take over a copy of a saved state."""
+        super().load_state_dict(copy.deepcopy(state_dict))
         self._lists = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, with a counter of its own for every parameter, as PyTorch's optimisers expect it."""
+        state = super().state_dict()
+        entries = {name: {**entry, "step": entry["step"].clone()} for name, entry in state["state"].items()}
+        return {**state, "state": entries}
 
     @abstractmethod
     def advance(self) -> None:
@@ -34,15 +45,24 @@ class ListedOptimizer(torch.optim.Optimizer):
         """Take a step along the gradients; `closure` is not used."""
         self.advance()
 
-    def _counted(self, *names: str) -> tuple[list[Tensor], ...]:
+    def _is_ready(self) -> tuple[list[Tensor], bool]:
+        """Return the parameters that have gradients, and whether all of them have a state."""
+        parameters = [parameter for parameter in self.param_groups[0]["params"] if parameter.grad is not None]
+        same = len(parameters) == len(self._active) and not any(map(operator.is_not, parameters, self._active))
+        if not same or self._source is not self.state:
+            self._lists = None  # Some were frozen, or somebody put another state there.
+        return parameters, self._lists is not None or all(parameter in self.state for parameter in parameters)
+
+    def _counted(self, parameters: list[Tensor], *names: str) -> tuple[list[Tensor], ...]:
         """Count a step; returns the lists of some entries of the parameters' states."""
         if self._lists is None:
-            states = [self.state[parameter] for parameter in self.param_groups[0]["params"]]
+            states = [self.state[parameter] for parameter in parameters]
             if len({float(state["step"]) for state in states}) == 1:
                 for state in states:  # One counter for all, so that one call counts.
                     state["step"] = states[0]["step"]
             self._lists = tuple([state[name] for state in states] for name in names)
             self._counters = list({id(state["step"]): state["step"] for state in states}.values())
+            self._active, self._source = parameters, self.state
         for counter in self._counters:
             counter.add_(1.0)
         return self._lists
@@ -64,15 +84,17 @@ class FusedAdam(ListedOptimizer, torch.optim.Adam):
     def advance(self) -> None:
         """Take a step along the gradients: `step` without the hooks."""
         (group,) = self.param_groups
-        parameters = group["params"]
-        if not self.state:
+        parameters, is_ready = self._is_ready()
+        if not is_ready:
+            for entry in self.state.values():
+                entry["step"] = entry["step"].clone()  # Each is counted by itself there.
             torch.optim.Adam.step(self)  # Makes the state.
             return
-        averages, squares, steps = self._counted("exp_avg", "exp_avg_sq", "step")
+        averages, squares, steps = self._counted(parameters, "exp_avg", "exp_avg_sq", "step")
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
             parameters,
-            [parameter.grad for parameter in parameters],
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
             averages,
             squares,
             [],
@@ -110,13 +132,14 @@ class RMSprop(ListedOptimizer):
     def advance(self) -> None:
         """Take a step along the gradients: `step` without the hooks."""
         (group,) = self.param_groups
-        parameters, alpha, epsilon = group["params"], group["alpha"], group["eps"]
-        if not self.state:
-            for parameter in parameters:
+        alpha, epsilon = group["alpha"], group["eps"]
+        parameters, is_ready = self._is_ready()
+        for parameter in () if is_ready else parameters:
+            if parameter not in self.state:
                 square = torch.full_like(parameter, 1.0 if group["inside"] else 0.0)
                 self.state[parameter] = {"step": torch.tensor(0.0), "square_avg": square}
-        (squares,) = self._counted("square_avg")
-        gradients = [parameter.grad for parameter in parameters]
+        (squares,) = self._counted(parameters, "square_avg")
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         torch._foreach_mul_(squares, alpha)
         torch._foreach_addcmul_(squares, gradients, gradients, 1.0 - alpha)
         if group["inside"]:
@@ -140,7 +163,7 @@ def write_gradients(loss: Tensor, parameters: Sequence[Tensor], max_grad_norm: f
     """Give `parameters`, and nothing else, their clipped gradients of a loss."""
     for parameter in parameters:
         parameter.grad = None
-    torch.autograd.backward(loss, inputs=parameters)
+    torch.autograd.backward(loss, inputs=[parameter for parameter in parameters if parameter.requires_grad])
     clip_gradients(parameters, max_grad_norm)
 
 

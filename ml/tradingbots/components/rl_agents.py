@@ -25,7 +25,8 @@ from ml.tradingbots.components.agent_state import check_agent_state, check_dimen
 from ml.tradingbots.components.base_agent import BaseAgent
 from ml.tradingbots.components.buffers import Batch, ReplayBuffer
 from ml.tradingbots.components.ddpg_agent import DDPGAgent
-from ml.tradingbots.components.explicit_gradients import PolicyGradient, ValueGradient
+from ml.tradingbots.components.distributions import best_choices
+from ml.tradingbots.components.explicit_gradients import PolicyGradient, ValueGradient, covers
 from ml.tradingbots.components.exploration import uniform_choices
 from ml.tradingbots.components.networks import BranchingQNetwork, soft_update
 from ml.tradingbots.components.off_policy import OffPolicyAgent
@@ -69,6 +70,7 @@ class PPOAgent(OnPolicyAgent):
     agent_type: ClassVar[str] = "ppo"
     description: ClassVar[str] = "Proximal Policy Optimization - stable on-policy algorithm"
     config_class: ClassVar[type[AgentConfig]] = PPOConfig
+    explicit_form_of: ClassVar[tuple[str, ...]] = (*OnPolicyAgent.explicit_form_of, "_surrogate", "_value_error")
     config: PPOConfig
 
     def _new_optimizer(self, parameters: list[Tensor]) -> ListedOptimizer:
@@ -222,6 +224,13 @@ class DQNAgent(OffPolicyAgent):
     description: ClassVar[str] = "Deep Q-Network - discrete action spaces"
     config_class: ClassVar[type[AgentConfig]] = DQNConfig
     learned: ClassVar[tuple[str, ...]] = ("network", "target_network", "optimizer")
+    derived: ClassVar[tuple[str, ...]] = (
+        *OffPolicyAgent.derived,
+        "_parameters",
+        "_target_parameters",
+        "_loss_step",
+        "_explicit",
+    )
     config: DQNConfig
 
     @property
@@ -245,12 +254,15 @@ class DQNAgent(OffPolicyAgent):
         self._target_parameters = list(self.target_network.parameters())
         self._loss_step = self._compiled(self._loss)
         is_plain = self.config.network == "mlp" and not self.config.compile
-        self._explicit = ValueGradient(self.network) if is_plain else None
+        self._explicit = ValueGradient(self.network) if is_plain and covers(type(self), ("_loss", "_target")) else None
 
     def _perceptron(self) -> Perceptron:
         # The value of the state is the same for all choices of a branch: advantages decide.
         head = linear(self.network.advantage_head)
-        return Perceptron(body_layers(self.network.body), head, self.config.activation, "choose")
+        return Perceptron(body_layers(self.network.body), head, self.config.activation, "choose", noise="greedy")
+
+    def _noise_scale(self) -> float:
+        return self.epsilon
 
     @property
     def epsilon(self) -> float:
@@ -261,7 +273,8 @@ class DQNAgent(OffPolicyAgent):
 
     def deterministic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the most valuable legal choices; (batch, n_branches)."""
-        return _legal(self.network(observation, self.n_branches), action_mask).argmax(-1)
+        values: Tensor = self.network(observation, self.n_branches)
+        return best_choices(_legal(values, action_mask))
 
     def stochastic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the most valuable legal choices, in a share `epsilon` of the batch random ones."""
@@ -270,7 +283,7 @@ class DQNAgent(OffPolicyAgent):
         # A draw for every account: one for the whole batch would make all explore in the same step.
         explores = torch.rand((n, 1), generator=self.generator, device=self.device) < self.epsilon
         random = uniform_choices(n, self.n_branches, self.action_dim, self.generator, self.device, action_mask)
-        return torch.where(explores, random, best)
+        return torch.where(explores & (best >= 0), random, best)  # A diverged network is not to hide behind chance.
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """Take one gradient step on the temporal-difference error."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,8 @@ class Rollout:
     """What the whole rollout led to, raw; (n_envs, state_dim)."""
     mask: Tensor | None
     """bool, legal choices; (n_steps, n_envs, action_dim)."""
+    final_observations: Callable[[Tensor | None], Tensor]
+    """See `RolloutBuffer.final_observations`."""
 
 
 class RolloutBuffer:
@@ -86,6 +89,7 @@ class RolloutBuffer:
             tensors["truncated"],
             next_observation,
             mask if mask.shape[-1] else None,
+            self.final_observations,
         )
 
     def final_observations(self, rows: Tensor | None) -> Tensor:

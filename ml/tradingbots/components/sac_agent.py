@@ -58,6 +58,14 @@ class SACAgent(OffPolicyAgent):
         "critic_optimizer",
         "alpha_optimizer",
     )
+    derived: ClassVar[tuple[str, ...]] = (
+        *OffPolicyAgent.derived,
+        "_actor_parameters",
+        "_critic_parameters",
+        "_target_parameters",
+        "_critic_step",
+        "_actor_step",
+    )
     config: SACConfig
     noise: StateDependentNoise | None = None
 
@@ -88,9 +96,10 @@ class SACAgent(OffPolicyAgent):
         self._actor_step = self._compiled(self._actor_loss)
 
     def _perceptron(self) -> Perceptron:
-        bound = GSDE_MEAN_BOUND if self.config.gsde else None
-        head = linear(self.actor.head, self.action_dim)
-        return Perceptron(body_layers(self.actor.body), head, self.config.activation, "squash", bound)
+        layers, head = body_layers(self.actor.body), linear(self.actor.head)
+        if self.config.gsde:
+            return Perceptron(layers, head, self.config.activation, "squash", bound=GSDE_MEAN_BOUND)
+        return Perceptron(layers, head, self.config.activation, "squash", n_outputs=self.action_dim, noise="before")
 
     def deterministic_policy(self, observation: Tensor, action_mask: Tensor | None = None) -> Tensor:
         """Return the squashed mean; (batch, action_dim)."""
@@ -152,11 +161,11 @@ class SACAgent(OffPolicyAgent):
     def _before_step(self, vector_step: int) -> None:
         config = self.config
         period = config.train_freq if config.gsde_sample_freq == -1 else config.gsde_sample_freq
-        if self.noise is not None and vector_step % period == 0:
+        if config.gsde and self.noise is not None and vector_step % period == 0:
             self.noise.renew(self.generator)
 
     def _exploring_policy(self, observation: Tensor, mask: Tensor | None) -> Tensor:
-        if self.noise is None:
+        if self.noise is None or not self.config.gsde:  # A file without gSDE may have been loaded into a run with it.
             return self.stochastic_policy(observation)
         return self.actor.explore(observation, self.noise.matrices)
 

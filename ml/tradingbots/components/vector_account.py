@@ -86,8 +86,10 @@ class VectorAccount:
         self.config, self.costs_model, self.device = config, config.costs, device
         arrays = _Tables.of(market)
         self._tables = arrays.on(device)
-        # With an axis of assets the two libraries sum in different orders.
-        takes_numpy = self.single and synchronous and device.type == "cpu" and n_accounts <= MOST_NUMPY_ACCOUNTS
+        # The two libraries sum over assets in different orders, and differ in the last bit of roots and of a number over an
+        # array, which impact and tickets need.
+        same_bits = self.single and market.impact is None and config.minimum_commission == 0.0
+        takes_numpy = same_bits and synchronous and device.type == "cpu" and n_accounts <= MOST_NUMPY_ACCOUNTS
         self._arrays = arrays if takes_numpy else None
         weights = [float("nan"), config.max_weight, config.min_weight]
         self.choice_weights = torch.tensor(weights, dtype=torch.float64, device=device)

@@ -1,0 +1,157 @@
+"""Writes what `results/` holds into the tables of `docs/algorithms/`, so that no number there is copied by hand.
+
+python benchmarks/tables.py            # after reference.py and regret.py
+python benchmarks/tables.py --check    # says whether the pages are what the results are
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGES = Path(__file__).parent / "results", ROOT / "docs" / "algorithms"
+AGENTS = ("ppo", "dqn", "sac", "td3", "ddpg", "a2c")
+BASIS_POINT = 1e-4
+MARKETS = {"ar1": "AR(1), phi 0.3", "ou": "Ornstein–Uhlenbeck, reversion 0.1"}
+FLAT = {
+    "costs above the edge": "faint edge (8 bps a bar) below its costs (50 bps)",
+    "random walk": "random walk, 5 bps costs",
+}
+REQUIRED_SHARES = {"ppo": 0.95, "a2c": 0.95, "sac": 0.92, "td3": 0.92, "dqn": 0.92, "ddpg": 0.90}
+TASK_NAMES = {"MountainCarContinuous-v0": "MountainCarContinuous-v0 (gSDE)"}
+
+
+def main() -> None:
+    """Write the pages, or check them."""
+    check = "--check" in sys.argv[1:]
+    for agent in AGENTS:
+        path = PAGES / f"{agent}.md"
+        text = path.read_text(encoding="utf-8")
+        fresh = page(text, agent)
+        if fresh == text:
+            continue
+        if check:
+            raise SystemExit(
+                f"{path.relative_to(ROOT)} differs from benchmarks/results: run python benchmarks/tables.py"
+            )
+        path.write_text(fresh, encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+
+
+def page(text: str, agent: str) -> str:
+    """Return a page with its tables filled."""
+    reference, regret = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("reference", "regret"))
+    text = _with_table(text, _reference_table(reference["summary"], agent))
+    text = _with_table(text, _market_table(regret["rows"], agent))
+    return _with_table(text, _flat_table(regret["rows"])) if agent == "sac" else text
+
+
+def _reference_table(summary: list[dict[str, Any]], agent: str) -> list[list[str]]:
+    table = [["task", "timesteps", "required", "median [worst, best]", "seeds", "CPU seconds", "RL Zoo, one model"]]
+    for entry in summary:
+        task, _, who = entry["task"].partition(" ")
+        if who == agent:
+            scores = f"{_number(entry['median'])} [{_number(entry['min'])}, {_number(entry['max'])}]"
+            table.append(
+                [
+                    TASK_NAMES.get(task, task),
+                    f"{_timesteps(entry['task']):,}",
+                    _number(entry["required"]),
+                    scores,
+                    str(entry["seeds"]),
+                    f"{entry['cpu_seconds']:.0f}",
+                    _number(entry["zoo"]),
+                ]
+            )
+    return table
+
+
+def _timesteps(task: str) -> int:
+    # Read, not imported: the check must not need torch.
+    source = (ROOT / "ml" / "tradingbots" / "training" / "reference.py").read_text(encoding="utf-8")
+    env, _, agent = task.partition(" ")
+    found = re.search(rf'"{re.escape(env)}",\s+"{agent}",.*?total_timesteps=([\d_]+)', source, re.DOTALL)
+    assert found is not None
+    return int(found[1].replace("_", ""))
+
+
+def _market_table(rows: list[dict[str, Any]], agent: str) -> list[list[str]]:
+    name = agent.upper()
+    table = [
+        [
+            "market",
+            "optimum, bps a bar",
+            name,
+            "share of the optimum [worst, best]",
+            "required",
+            "SB3, same timesteps",
+            f"CPU and wall seconds, {name}",
+            "SB3",
+            "seeds",
+        ]
+    ]
+    for case, label in MARKETS.items():
+        ours, theirs = (
+            [row for row in rows if (row["agent"], row["case"], row["who"]) == (agent, case, who)]
+            for who in ("ours", "theirs")
+        )
+        shares = [row["share"] for row in ours]
+        spread = f"{statistics.median(shares):.1%} [{min(shares):.1%}, {max(shares):.1%}]"
+        table.append(
+            [
+                label,
+                f"{_median(ours, 'optimum') / BASIS_POINT:.2f}",
+                f"{_median(ours, 'gain') / BASIS_POINT:.2f}",
+                spread,
+                f"{REQUIRED_SHARES[agent]:.0%}",
+                f"{_median(theirs, 'share'):.1%}",
+                _seconds(ours),
+                _seconds(theirs),
+                f"{len(ours)} and {len(theirs)}",
+            ]
+        )
+    return table
+
+
+def _flat_table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    table = [["market", "SAC, bps a bar", "held, share of equity", "traded, share of equity a bar"]]
+    for case, label in FLAT.items():
+        found = [row for row in rows if row["case"] == case]
+        gain = f"{_median(found, 'gain') / BASIS_POINT:.1f}".replace("-", "−")
+        table.append([label, gain, f"{_median(found, 'exposure'):.0%}", f"{_median(found, 'turnover'):.1%}"])
+    return table
+
+
+def _seconds(rows: list[dict[str, Any]]) -> str:
+    return f"{_median(rows, 'cpu_seconds'):.0f} and {_median(rows, 'wall_seconds'):.0f}"
+
+
+def _median(rows: list[dict[str, Any]], name: str) -> float:
+    return float(statistics.median(row[name] for row in rows))
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0").replace("-", "−")
+
+
+def _with_table(text: str, table: list[list[str]]) -> str:
+    """Put a table in the place of the one whose head begins alike; raises SystemExit where there is none."""
+    head = f"| {table[0][0].strip()} | {table[0][1].split()[0]}"
+    lines = text.split("\n")
+    first = next((number for number, line in enumerate(lines) if line.startswith(head)), None)
+    if first is None:
+        raise SystemExit(f"no table begins with {head!r}")
+    last = next(number for number in range(first, len(lines) + 1) if not "".join(lines[number : number + 1]))
+    cells = [[cell.strip() for cell in row] for row in table]
+    drawn = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
+    lines[first:last] = [f"| {' | '.join(row)} |" for row in drawn]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
