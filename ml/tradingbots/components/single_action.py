@@ -112,8 +112,10 @@ class SingleAction:
         if self.perceptron.answer == "choose":
             if kind == "clocks":
                 output = output - _clocks(len(output), generator)
-            elif kind == "greedy" and float(torch.rand((), generator=generator)) < scale:
-                output = torch.rand(len(output), generator=generator).numpy()
+            elif kind == "greedy":
+                first, *scores = torch.rand(1 + len(output), generator=generator).tolist()
+                if first < scale:
+                    output = np.array(scores, dtype=np.float32)
             return _best(output, n_branches, mask)
         action = self._answer(output, generator if kind == "before" else None)
         if kind == "after":
