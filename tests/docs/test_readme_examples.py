@@ -10,6 +10,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "ml" / "README.md",
     ROOT / "docs" / "data.md",
+    ROOT / "docs" / "forecasting.md",
     *sorted((ROOT / "docs" / "algorithms").glob("*.md")),
 ]
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
