@@ -117,7 +117,7 @@ class BasePredictor(ABC):
             y: not used; targets follow from the prices.
             bars: origins to learn from, increasing positions in `price_data`; their targets reach `max(horizons)` bars
                 further. None: all.
-            report: called after every epoch; see `training.forecast_progress` for one that draws.
+            report: called after every epoch.
             checkpoint: a file that is written after every epoch; if it is there and belongs to this very fit, it goes on
                 from where it was, to the same bits.
 

@@ -31,7 +31,7 @@ MOST_NUMPY_ACCOUNTS = 16_384
 class _Tables:
     """What the market does at each bar, as arrays of one library: (n_bars,) for one asset, else (n_bars, n_assets)."""
 
-    library: Any
+    module: Any
     """NumPy or torch."""
     gap: Any
     """Return from the close to the next open; None without opens."""
@@ -158,7 +158,7 @@ class VectorAccount:
             basis = entry_basis(basis, held * before[:, None], weight * equity[:, None])
         move = tables.session[bar]
         equity, weight = self._carry(equity, weight, move, self._interest(weight, tables.session_years, bar))
-        peak = tables.library.maximum(peak, equity)
+        peak = tables.module.maximum(peak, equity)
         return equity, peak, weight, basis / (1.0 + move), equity / start, 1.0 - equity / peak, turnover, costs
 
     def features(self) -> Tensor:
@@ -204,8 +204,8 @@ class VectorAccount:
         return accrued_interest(self.costs_model, 1.0 - net, short, years[bar])
 
     def _trade(self, tables: _Tables, bar: Any, equity: Any, weight: Any, target: Any) -> tuple[Any, Any, Any]:
-        costs, where = self.costs_model, tables.library.where
-        hold = tables.library.isnan(target)
+        costs, where = self.costs_model, tables.module.where
+        hold = tables.module.isnan(target)
         if tables.gap is not None:  # An account that the gap wiped out trades no more.
             ruined = equity <= 0.0
             hold = hold | (ruined if self.single else ruined[:, None])
