@@ -6,10 +6,8 @@ scikit-learn's: keyword hyperparameters, `fit`, `predict`, `score`, `get_params`
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -20,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ml.tradingbots.components.forecast_heads import PointHead, make_head
-from ml.tradingbots.components.forecast_table import ForecastTable, IntArray, Windows
+from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray, Windows
 from ml.tradingbots.components.predictor_config import PredictorConfig
 from ml.tradingbots.components.predictor_fitting import EVALUATION_BATCH, EpochReport, Fitting, ReportFunction, Samples
+from ml.tradingbots.components.return_predictor import N_RESIDUAL_LEVELS, ConfiguredPredictor, PriceData
 from ml.tradingbots.components.serialization import (
     DAMAGE,
     CheckpointError,
@@ -32,16 +31,9 @@ from ml.tradingbots.components.serialization import (
     require_keys,
     save_file,
 )
-from ml.tradingbots.core.forecast_metrics import r2_against_naive
-from ml.tradingbots.data.bars import Bars
-
-FloatArray = npt.NDArray[np.float64]
-PriceData = pd.DataFrame | Bars
-# Residuals that stand for the distribution around a point forecast.
-N_RESIDUAL_LEVELS = 201
 
 
-class BasePredictor(ABC):
+class BasePredictor(ConfiguredPredictor):
     """A network that reads windows of a price table and says how the next returns are distributed.
 
     Args:
@@ -56,47 +48,17 @@ class BasePredictor(ABC):
 
     predictor_type: ClassVar[str]
     config_class: ClassVar[type[PredictorConfig]]
-    config: Any
 
     def __init__(self, config: PredictorConfig | None = None, **changes: Any) -> None:
-        if config is not None and not isinstance(config, self.config_class):
-            raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
-        _check_names(self.config_class, changes)
-        self.config = dataclasses.replace(config or self.config_class(), **changes)
+        super().__init__(config, **changes)
         self.network: nn.Module | None = None
 
     @abstractmethod
     def _new_network(self, n_features: int, n_outputs: int) -> nn.Module:
         """Make a network from windows (batch, window_size, n_features) to (batch, n_outputs)."""
 
-    # The protocol of scikit-learn.
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the hyperparameters by name; `deep` is not used."""
-        return {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change hyperparameters; what was learned is forgotten.
-
-        Raises:
-            ValueError: a name is unknown or a value is refused.
-        """
-        _check_names(self.config_class, params)
-        self.config = dataclasses.replace(self.config, **params)
-        self.network = None
-        return self
-
-    def __sklearn_clone__(self) -> Self:
-        return type(self)(self.config)
-
     def __sklearn_is_fitted__(self) -> bool:
         return self.network is not None
-
-    def __repr__(self) -> str:
-        """The class and what differs from its defaults."""
-        default = self.config_class()
-        changed = [f"{name}={value!r}" for name, value in self.get_params().items() if value != getattr(default, name)]
-        return f"{type(self).__name__}({', '.join(changed)})"
 
     def fit(
         self,
@@ -149,72 +111,6 @@ class BasePredictor(ABC):
         self._keep(fitting)
         self._residuals = self._residual_quantiles(table, validation)
         return self
-
-    def predict(self, price_data: PriceData, *, bars: npt.ArrayLike | None = None) -> pd.DataFrame:
-        """Return expected log returns.
-
-        Args:
-            price_data: prices up to the last origin or further; windows read nothing beyond their origin.
-            bars: origins, increasing positions; None: every bar with a full window.
-
-        Returns:
-            One row per origin (its timestamp), columns (asset, horizon).
-        """
-        table, origins = self._ready(price_data, bars)
-        mean = self._mean(table, origins)
-        return self._frame(table, origins, mean)
-
-    def predict_quantiles(
-        self,
-        price_data: PriceData,
-        quantiles: Sequence[float] = (0.05, 0.5, 0.95),
-        *,
-        bars: npt.ArrayLike | None = None,
-    ) -> pd.DataFrame:
-        """Return quantiles of log returns; columns (asset, horizon, quantile), else as `predict`.
-
-        Raises:
-            ValueError: a level is not in (0, 1), or beyond those that a quantile head learned.
-        """
-        levels = np.asarray(quantiles, dtype=np.float64)
-        if levels.ndim != 1 or not len(levels) or not ((levels > 0.0) & (levels < 1.0)).all():
-            raise ValueError(f"quantiles must be numbers in (0, 1), got {quantiles}")
-        table, origins = self._ready(price_data, bars)
-        outputs = self._outputs(table, origins)
-        values = self._head.quantiles(outputs, levels)
-        if isinstance(self._head, PointHead):
-            grid = np.linspace(0.0, 1.0, N_RESIDUAL_LEVELS)
-            spread = np.stack([np.interp(levels, grid, row) for row in self._residuals])
-            values = values + spread  # (n, n_horizons, n_levels)
-        values = values * self._target_std[:, None] + self._target_mean[:, None]
-        shaped = values.reshape(len(origins), table.bars.n_assets, len(self.config.horizons), len(levels))
-        shaped = shaped * table.scale[origins][..., None]
-        columns = pd.MultiIndex.from_product(
-            [table.bars.assets, self.config.horizons, levels.tolist()], names=["asset", "horizon", "quantile"]
-        )
-        return pd.DataFrame(shaped.reshape(len(origins), -1), index=table.bars.timestamps[origins], columns=columns)
-
-    def predict_price(self, price_data: PriceData, *, bars: npt.ArrayLike | None = None) -> pd.DataFrame:
-        """Return the price at each horizon that the expected log return leads to, as `predict`.
-
-        A price forecast that looks close to the price proves nothing: "tomorrow is today" does too.
-        """
-        table, origins = self._ready(price_data, bars)
-        mean = self._mean(table, origins)
-        return self._frame(table, origins, table.bars.close[origins][..., None] * np.exp(mean))
-
-    def score(self, price_data: PriceData, y: None = None, *, bars: npt.ArrayLike | None = None) -> float:
-        """Return R² of the expected returns against the better of zero and the mean of the training returns, pooled."""
-        table, origins = self._ready(price_data, bars, labelled=True)
-        predicted, found = self._mean(table, origins), table.targets[origins]
-        return float(
-            np.mean(
-                [
-                    r2_against_naive(found[..., h].ravel(), predicted[..., h].ravel(), self._train_mean[h])
-                    for h in range(found.shape[-1])
-                ]
-            )
-        )
 
     # Files.
 
@@ -303,10 +199,9 @@ class BasePredictor(ABC):
             volatility_bars=config.volatility_bars,
         )
 
-    def _ready(
-        self, price_data: PriceData, bars: npt.ArrayLike | None, *, labelled: bool = False
+    def _origins(
+        self, price_data: PriceData, bars: npt.ArrayLike | None, *, labelled: bool
     ) -> tuple[ForecastTable, IntArray]:
-        self._require_fitted()
         table = self._table(price_data)
         if self.config.asset_dim:
             unknown = [name for name in table.bars.assets if name not in self.assets_]
@@ -316,12 +211,6 @@ class BasePredictor(ABC):
                     "leave these out, or fit with asset_dim=0, which treats all assets alike"
                 )
         return table, table.origins(bars, labelled=labelled)
-
-    def _require_fitted(self) -> None:
-        if self.network is None:
-            raise RuntimeError(
-                f"this {type(self).__name__} has learned nothing yet: call fit(price_data) or load(path)"
-            )
 
     def _divide(self, origins: IntArray) -> tuple[IntArray, IntArray]:
         """Divide origins into those to learn from and the last ones, which decide when to stop."""
@@ -415,9 +304,16 @@ class BasePredictor(ABC):
         quantiles: FloatArray = np.quantile(residuals, np.linspace(0.0, 1.0, N_RESIDUAL_LEVELS), axis=0).T
         return quantiles
 
-    def _frame(self, table: ForecastTable, origins: IntArray, values: FloatArray) -> pd.DataFrame:
-        columns = pd.MultiIndex.from_product([table.bars.assets, self.config.horizons], names=["asset", "horizon"])
-        return pd.DataFrame(values.reshape(len(origins), -1), index=table.bars.timestamps[origins], columns=columns)
+    def _quantiles(self, table: ForecastTable, origins: IntArray, levels: FloatArray) -> FloatArray:
+        values: FloatArray = self._head.quantiles(self._outputs(table, origins), levels)
+        if isinstance(self._head, PointHead):
+            grid = np.linspace(0.0, 1.0, N_RESIDUAL_LEVELS)
+            spread = np.stack([np.interp(levels, grid, row) for row in self._residuals])
+            values = values + spread  # (n, n_horizons, n_levels)
+        values = values * self._target_std[:, None] + self._target_mean[:, None]
+        shaped = values.reshape(len(origins), table.bars.n_assets, len(self.horizons), len(levels))
+        result: FloatArray = shaped * table.scale[origins][..., None]
+        return result
 
     def _fingerprint(self, table: ForecastTable, origins: IntArray) -> str:
         found = hashlib.sha256(repr((self.predictor_type, self.config, table.bars.assets)).encode())
@@ -462,12 +358,3 @@ def _resume(fitting: Fitting, path: Path, fingerprint: str) -> None:
         fitting.load_state_dict(content["state"])
     except DAMAGE as error:
         raise CheckpointError(f"{path} does not fit: {str(error)[:300]}") from error
-
-
-def _check_names(config_class: type[PredictorConfig], params: dict[str, Any]) -> None:
-    known = [field.name for field in dataclasses.fields(config_class)]
-    unknown = [name for name in params if name not in known]
-    if unknown:
-        raise ValueError(
-            f"unknown hyperparameter {unknown[0]!r} of {config_class.__name__}; known are {', '.join(known)}"
-        )

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ml.tradingbots.components.base_predictor import BasePredictor, PriceData
+from ml.tradingbots.components.base_predictor import BasePredictor
 from ml.tradingbots.components.lstm_predictor import check_network
 from ml.tradingbots.components.predictor_config import PredictorConfig
+from ml.tradingbots.components.return_predictor import PriceData
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,19 +20,18 @@ import torch
 from pandas.tseries.frequencies import to_offset
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 
-from ml.tradingbots.components.base_predictor import PriceData
 from ml.tradingbots.components.cnn_predictor import CNNPricePredictor
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
 from ml.tradingbots.components.naive_predictors import (
     DriftPredictor,
     LastSignPredictor,
-    ReturnPredictor,
     RidgePredictor,
     ZeroPredictor,
     forecast_table,
 )
 from ml.tradingbots.components.predictor_fitting import EpochReport, ReportFunction
+from ml.tradingbots.components.return_predictor import PriceData, ReturnPredictor
 from ml.tradingbots.components.serialization import (
     DAMAGE,
     CheckpointError,

@@ -1,0 +1,180 @@
+"""What follows from expected returns and their quantiles, whoever says them: tables, prices, scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray
+from ml.tradingbots.core.forecast_metrics import r2_against_naive
+from ml.tradingbots.data.bars import Bars
+
+PriceData = pd.DataFrame | Bars
+# Residuals that stand for the distribution around a point forecast.
+N_RESIDUAL_LEVELS = 201
+
+
+class ReturnPredictor(ABC):
+    """What follows from the expected returns and their quantiles at an origin: tables, prices and the score.
+
+    Attributes:
+        assets_: names of the assets it learned from.
+    """
+
+    predictor_type: ClassVar[str]
+    assets_: tuple[str, ...]
+    _train_mean: FloatArray
+    """Mean of the training returns; (n_horizons,)."""
+
+    @property
+    @abstractmethod
+    def horizons(self) -> tuple[int, ...]:
+        """Bars ahead, increasing."""
+
+    @abstractmethod
+    def _origins(
+        self, price_data: PriceData, bars: npt.ArrayLike | None, *, labelled: bool
+    ) -> tuple[ForecastTable, IntArray]:
+        """Return prices and targets, and those origins among the bars asked for at which it can say something."""
+
+    @abstractmethod
+    def _mean(self, table: ForecastTable, origins: IntArray) -> FloatArray:
+        """Expected log returns; (n_origins, n_assets, n_horizons)."""
+
+    @abstractmethod
+    def _quantiles(self, table: ForecastTable, origins: IntArray, levels: FloatArray) -> FloatArray:
+        """Quantiles of log returns; (n_origins, n_assets, n_horizons, n_levels)."""
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "assets_")
+
+    def predict(self, price_data: PriceData, *, bars: npt.ArrayLike | None = None) -> pd.DataFrame:
+        """Return expected log returns.
+
+        Args:
+            price_data: prices up to the last origin or further; nothing beyond an origin is read for it.
+            bars: origins, increasing positions; None: every bar at which something can be said.
+
+        Returns:
+            One row per origin (its timestamp), columns (asset, horizon).
+        """
+        table, origins = self._ready(price_data, bars)
+        return self._frame(table, origins, self._mean(table, origins))
+
+    def predict_quantiles(
+        self,
+        price_data: PriceData,
+        quantiles: Sequence[float] = (0.05, 0.5, 0.95),
+        *,
+        bars: npt.ArrayLike | None = None,
+    ) -> pd.DataFrame:
+        """Return quantiles of log returns; columns (asset, horizon, quantile), else as `predict`.
+
+        Raises:
+            ValueError: a level is not in (0, 1).
+        """
+        levels = np.asarray(quantiles, dtype=np.float64)
+        if levels.ndim != 1 or not len(levels) or not ((levels > 0.0) & (levels < 1.0)).all():
+            raise ValueError(f"quantiles must be numbers in (0, 1), got {quantiles}")
+        table, origins = self._ready(price_data, bars)
+        return self._frame(table, origins, self._quantiles(table, origins, levels), quantile=levels.tolist())
+
+    def predict_price(self, price_data: PriceData, *, bars: npt.ArrayLike | None = None) -> pd.DataFrame:
+        """Return the price at each horizon that the expected log return leads to, as `predict`.
+
+        A price forecast that looks close to the price proves nothing: "tomorrow is today" does too.
+        """
+        table, origins = self._ready(price_data, bars)
+        return self._frame(table, origins, table.bars.close[origins][..., None] * np.exp(self._mean(table, origins)))
+
+    def score(self, price_data: PriceData, y: None = None, *, bars: npt.ArrayLike | None = None) -> float:
+        """Return R² of the expected returns against the better of zero and the mean of the training returns, pooled."""
+        table, origins = self._ready(price_data, bars, labelled=True)
+        predicted, found = self._mean(table, origins), table.targets[origins]
+        of_horizons = [
+            r2_against_naive(found[..., h].ravel(), predicted[..., h].ravel(), self._train_mean[h])
+            for h in range(len(self.horizons))
+        ]
+        return float(np.mean(of_horizons))
+
+    def _ready(
+        self, price_data: PriceData, bars: npt.ArrayLike | None, *, labelled: bool = False
+    ) -> tuple[ForecastTable, IntArray]:
+        self._require_fitted()
+        return self._origins(price_data, bars, labelled=labelled)
+
+    def _require_fitted(self) -> None:
+        if not self.__sklearn_is_fitted__():
+            raise RuntimeError(
+                f"this {type(self).__name__} has learned nothing yet: call fit(price_data) or load(path)"
+            )
+
+    def _frame(
+        self, table: ForecastTable, origins: IntArray, values: FloatArray, **last_level: Sequence[Any]
+    ) -> pd.DataFrame:
+        levels = {"asset": table.bars.assets, "horizon": self.horizons, **last_level}
+        columns = pd.MultiIndex.from_product(list(levels.values()), names=list(levels))
+        return pd.DataFrame(values.reshape(len(origins), -1), index=table.bars.timestamps[origins], columns=columns)
+
+
+class ConfiguredPredictor(ReturnPredictor):
+    """A predictor with one config, whose fields are its hyperparameters.
+
+    Args:
+        config: hyperparameters; None takes the class's defaults.
+        **changes: single hyperparameters, in place of the config's.
+    """
+
+    config_class: ClassVar[type[Any]]
+    config: Any
+
+    def __init__(self, config: Any = None, **changes: Any) -> None:
+        if config is not None and not isinstance(config, self.config_class):
+            raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
+        self._check_names(changes)
+        self.config = dataclasses.replace(config or self.config_class(), **changes)
+
+    @property
+    def horizons(self) -> tuple[int, ...]:
+        """Bars ahead, increasing."""
+        horizons: tuple[int, ...] = self.config.horizons
+        return horizons
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the hyperparameters by name; `deep` is not used."""
+        return {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change hyperparameters; what was learned is forgotten.
+
+        Raises:
+            ValueError: a name is unknown or a value is refused.
+        """
+        self._check_names(params)
+        fresh = type(self)(dataclasses.replace(self.config, **params))
+        self.__dict__.clear()
+        self.__dict__.update(fresh.__dict__)
+        return self
+
+    def __sklearn_clone__(self) -> Self:
+        return type(self)(self.config)
+
+    def _check_names(self, params: Mapping[str, Any]) -> None:
+        known = [field.name for field in dataclasses.fields(self.config_class)]
+        unknown = [name for name in params if name not in known]
+        if unknown:
+            raise ValueError(
+                f"unknown hyperparameter {unknown[0]!r} of {self.config_class.__name__}; known are {', '.join(known)}"
+            )
+
+    def __repr__(self) -> str:
+        """The class and what differs from its defaults."""
+        default = self.config_class()
+        changed = [f"{name}={value!r}" for name, value in self.get_params().items() if value != getattr(default, name)]
+        return f"{type(self).__name__}({', '.join(changed)})"
