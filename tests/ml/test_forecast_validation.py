@@ -9,6 +9,7 @@ from ml.tradingbots.components.cnn_predictor import CNNPricePredictor
 from ml.tradingbots.components.forecast_table import forward_returns
 from ml.tradingbots.components.lstm_predictor import LSTMPricePredictor
 from ml.tradingbots.core import forecast_metrics
+from ml.tradingbots.core.metrics import sharpe_ratio
 from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.data.splitters import CombinatorialPurgedCV, PurgedKFold, WalkForwardValidator
 from ml.tradingbots.data.synthetic import autoregressive
@@ -238,6 +239,14 @@ def test_tables_name_their_rows(found):
     assert found.quantiles.columns.names == ["model", "asset", "horizon", "quantile"]
     assert found.predictions.index.equals(found.outcomes.index)
     assert found.folds["test_end"].max() == PRICES.index[-1]
+
+
+def test_what_the_sign_rule_earned_is_handed_out_bar_by_bar_and_its_sharpe_ratio_is_the_score(found):
+    assert found.strategy_returns.index.equals(found.predictions.index)
+    for label in found.pooled.index:
+        earned = found.strategy_returns[label].dropna()
+        sharpe = sharpe_ratio(earned, bars_per_year=Bars.from_frame(PRICES).bars_per_year)
+        np.testing.assert_allclose(sharpe, found.pooled.loc[label, "sharpe_ratio"], rtol=1e-12)
 
 
 def test_the_frame_has_each_score_with_its_interval(found):

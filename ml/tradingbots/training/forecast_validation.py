@@ -69,6 +69,9 @@ class ForecastValidation:
     """Forecast quantiles of models that have them; rows as above, columns (model, asset, horizon, quantile)."""
     outcomes: pd.DataFrame
     """What happened, NaN where it is not known yet; rows as above, columns (asset, horizon)."""
+    strategy_returns: pd.DataFrame
+    """What holding by the sign of the forecasts earned over the bar after each origin, after costs, simple returns, NaN where
+    the outcome is not known; rows as above, columns (model, horizon)."""
     folds: pd.DataFrame
     """Bars and dates of each fold, `n_origins` of which were forecast by every model."""
     confidence: float
@@ -341,6 +344,8 @@ def _aligned(forecasts: Mapping[str, _Forecast], fold: int) -> dict[str, _Foreca
 class _Sample:
     """Forecasts of one model over one horizon beside what happened; n origins."""
 
+    timestamps: pd.DatetimeIndex
+    """Of the origins; (n,)."""
     y: FloatArray
     """(n, n_assets), as the two below."""
     prediction: FloatArray
@@ -446,17 +451,20 @@ class _Judge:
 
     def verdict(self, naive: tuple[str, ...]) -> ForecastValidation:
         """Score everything."""
-        per_fold, pooled, intervals = {}, {}, {}
+        per_fold, pooled, intervals, earned = {}, {}, {}, {}
         for name, horizons in self.horizons.items():
             for place, horizon in enumerate(horizons):
-                samples = [self._sample(number, name, place, horizon) for number in range(len(self.folds))]
-                for number, sample in enumerate(samples):
-                    if sample is not None:
-                        per_fold[name, horizon, number] = {"n_origins": len(sample.y), **sample.scores()}
-                whole = _joined([sample for sample in samples if sample is not None], name, horizon)
+                found = {number: self._sample(number, name, place, horizon) for number in range(len(self.folds))}
+                samples = {number: sample for number, sample in found.items() if sample is not None}
+                for number, sample in samples.items():
+                    per_fold[name, horizon, number] = {"n_origins": len(sample.y), **sample.scores()}
+                whole = _joined(list(samples.values()), name, horizon)
+                earned[name, horizon] = pd.concat(
+                    {number: pd.Series(sample.net_returns, sample.timestamps) for number, sample in samples.items()}
+                )
                 pooled[name, horizon] = {"n_origins": len(whole.y), **whole.scores()}
-                for score, found in self._intervals(whole, horizon, pooled[name, horizon]).items():
-                    intervals[name, horizon, score] = found
+                for score, interval in self._intervals(whole, horizon, pooled[name, horizon]).items():
+                    intervals[name, horizon, score] = interval
         index = self._index()
         return ForecastValidation(
             per_fold=_table(per_fold, "model", "horizon", "fold"),
@@ -465,6 +473,7 @@ class _Judge:
             predictions=self._predictions(index),
             quantiles=self._quantiles(index),
             outcomes=self._outcomes(index),
+            strategy_returns=pd.DataFrame(earned).rename_axis(columns=["model", "horizon"]).reindex(index),
             folds=self._fold_table(),
             confidence=self.confidence,
             naive=naive,
@@ -480,6 +489,7 @@ class _Judge:
             return None
         prediction, y = forecast.mean[known, :, place], outcomes[origins, :, 0]
         return _Sample(
+            timestamps=self.bars.timestamps[origins],
             y=y,
             prediction=prediction,
             train_mean=np.full_like(y, np.nanmean(outcomes[train, :, 0])),
@@ -578,7 +588,8 @@ def _joined(samples: list[_Sample], name: str, horizon: int) -> _Sample:
         for field in ("y", "prediction", "train_mean", "net_returns")
     }
     together = np.concatenate(quantiles) if len(quantiles) == len(samples) else None
-    return _Sample(**arrays, quantiles=together, bars_per_year=samples[0].bars_per_year)
+    timestamps = pd.DatetimeIndex(samples[0].timestamps.append([sample.timestamps for sample in samples[1:]]))
+    return _Sample(timestamps=timestamps, **arrays, quantiles=together, bars_per_year=samples[0].bars_per_year)
 
 
 def _table(rows: Mapping[tuple[Any, ...], Mapping[str, Any]], *names: str) -> pd.DataFrame:
