@@ -11,6 +11,7 @@ from ml.tradingbots.training.callbacks import (
     TradingMetricsCallback,
 )
 from ml.tradingbots.training.evaluation import evaluate_agent, evaluate_episodes
+from ml.tradingbots.training.forecast_progress import FitProgress
 from ml.tradingbots.training.forecast_validation import ForecastValidation, validate
 from ml.tradingbots.training.loggers import CSVLogger, Logger, MemoryLogger, TensorBoardLogger
 from ml.tradingbots.training.look_ahead import LookAheadError, LookAheadReport, audit_look_ahead
@@ -41,6 +42,7 @@ __all__ = [
     "EpisodeSummary",
     "EvalCallback",
     "EvaluationResult",
+    "FitProgress",
     "ForecastValidation",
     "Logger",
     "LookAheadError",

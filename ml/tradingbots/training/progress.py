@@ -40,8 +40,13 @@ LABELS = {
     "sharpe_ratio": "Sharpe",
     "eval_sharpe": "eval Sharpe",
     "max_drawdown": "drawdown",
+    "val_loss": "validation loss",
+    "train_loss": "training loss",
 }
 """What the display calls a value; any other name is shown with spaces for underscores."""
+
+FINE = ("train_loss", "val_loss")
+"""Values whose fourth digit matters."""
 
 
 class RLProgressTracker:
@@ -54,6 +59,8 @@ class RLProgressTracker:
     Args:
         total: how many units make the run.
         unit: what `update` counts with `done`.
+        rate_unit: what it counts with `num_timesteps`, for the speed; None shows no speed.
+        may_stop_early: whether the time left is only the longest it can be.
         enabled: False for complete silence.
         console: where to draw; the standard output by default.
         clock: seconds on a clock that never goes back.
@@ -62,8 +69,10 @@ class RLProgressTracker:
     def __init__(
         self,
         total: int,
-        unit: Literal["timesteps", "episodes"],
+        unit: Literal["timesteps", "episodes", "epochs", "fits"],
         *,
+        rate_unit: str | None = "steps",
+        may_stop_early: bool = False,
         enabled: bool = True,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -72,6 +81,8 @@ class RLProgressTracker:
             raise ValueError(f"total must be at least 1, got {total}")
         self.total = total
         self.unit = unit
+        self._rate_unit = rate_unit
+        self._at_most = "at most " if may_stop_early else ""
         self.console = console or Console()
         self._enabled = enabled
         self._clock = clock
@@ -185,14 +196,15 @@ class RLProgressTracker:
         seconds, done, num_timesteps = (
             last - first for last, first in zip(self._marks[-1], self._marks[0], strict=True)
         )
-        speed = f"{num_timesteps / seconds:,.0f} steps/s" if seconds > 0.0 and num_timesteps > 0 else "– steps/s"
+        rate = f"{num_timesteps / seconds:,.0f}" if seconds > 0.0 and num_timesteps > 0 else "–"
+        speed = [] if self._rate_unit is None else [f"{rate} {self._rate_unit}/s"]
         if self._done >= self.total or self._closed:
             clock = f"in {format_seconds(self._marks[-1][0] - self._start)}"
         elif seconds > 0.0 and done > 0:
-            clock = f"{format_seconds((self.total - self._done) * seconds / done)} left"
+            clock = f"{self._at_most}{format_seconds((self.total - self._done) * seconds / done)} left"
         else:
             clock = "– left"
-        return [f"{self._done:,}/{self.total:,} {self.unit}", speed, clock]
+        return [f"{self._done:,}/{self.total:,} {self.unit}", *speed, clock]
 
     def _shown(self) -> list[tuple[str, str]]:
         return [
@@ -201,14 +213,16 @@ class RLProgressTracker:
 
 
 def format_live(name: str, value: float) -> str:
-    """Write a live value: a drawdown as a percentage below zero, NaN as a dash, anything else with three digits.
+    """Write a live value: drawdowns as percentages below zero, NaN as a dash, counts and speeds in full, else three digits.
 
-    >>> format_live("max_drawdown", 0.2), format_live("sharpe_ratio", 1.234), format_live("alpha", float("nan"))
-    ('−20.0%', '1.23', '–')
+    >>> format_live("max_drawdown", 0.2), format_live("sharpe_ratio", 1.234), format_live("windows/s", 12_345.6)
+    ('−20.0%', '1.23', '12,346')
     """
     if math.isnan(value):
         return "–"
-    text = f"{-value:.1%}" if "drawdown" in name else f"{value:.3g}"
+    if isinstance(value, int) or name.endswith("/s"):
+        return f"{value:,.0f}"
+    text = f"{-value:.1%}" if "drawdown" in name else f"{value:.4g}" if name in FINE else f"{value:.3g}"
     return text.replace("-", "−")
 
 
