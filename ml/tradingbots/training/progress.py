@@ -141,7 +141,8 @@ class RLProgressTracker:
             return
         self._mark()
         if self._live is None:
-            if self._last_line[0] != self._done:
+            stopped_early = bool(self._at_most) and self._done < self.total
+            if self._last_line[0] != self._done or stopped_early:
                 self._print_line()
             return
         self._live.update(self._picture(), refresh=True)
