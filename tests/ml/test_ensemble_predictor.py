@@ -14,15 +14,11 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from sklearn.base import clone
 
-from ml.tradingbots.components.ensemble_predictor import (
-    EnsemblePricePredictor,
-    LSTMEnsemble,
-    MemberReport,
-    inverse_error_weights,
-    majority,
-    stacking_weights,
-)
+from ml.tradingbots.components.ensemble_fitting import MemberReport
+from ml.tradingbots.components.ensemble_predictor import EnsemblePricePredictor
+from ml.tradingbots.components.ensemble_weights import inverse_error_weights, majority, stacking_weights
 from ml.tradingbots.components.forecast_table import forward_returns
+from ml.tradingbots.components.lstm_ensemble import LSTMEnsemble
 from ml.tradingbots.components.lstm_predictor import LSTMPricePredictor
 from ml.tradingbots.components.naive_predictors import (
     DriftPredictor,

@@ -1,13 +1,13 @@
-"""Forecast scores by pencil, against numerical integration, and at the optima of an AR(1)."""
+"""Forecast scores by pencil, and at the optima of an AR(1)."""
 
 import math
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import stats
 
 from ml.tradingbots.core import forecast_metrics as metrics
-from ml.tradingbots.core.accounting import rebalance
+from ml.tradingbots.core.sizing import sized_strategy_returns
 from ml.tradingbots.data.synthetic import autoregressive
 from ml.tradingbots.data.synthetic_patterns import autoregressive_optimum
 
@@ -105,82 +105,6 @@ def test_the_best_forecaster_of_an_ar1_reaches_every_optimum(phi):
     assert metrics.interval_width(low, high) == pytest.approx(2.0 * 1.6448536 * deviation, rel=1e-6)
 
 
-@pytest.mark.parametrize("phi", [0.1, 0.3])
-def test_sizing_rules_reach_the_sharpe_ratios_of_an_ar1(phi):
-    prediction, y, parameters = ar1_pairs(phi)
-    best = autoregressive_optimum(parameters)
-    # The standard error of an annual Sharpe ratio is sqrt(252 / n); four of them. Log returns are so small that simple ones
-    # differ by less.
-    tolerance = 4.0 * math.sqrt(252 / N_BARS)
-    sign = metrics.sized_strategy_sharpe(prediction, y, 0.01, bars_per_year=252)
-    linear = metrics.sized_strategy_sharpe(prediction, y, 0.01, rule="linear", max_weight=10.0, bars_per_year=252)
-    assert sign == pytest.approx(best.sharpe_of_sign(bars_per_year=252), abs=tolerance)
-    assert linear == pytest.approx(best.sharpe_of_linear(bars_per_year=252), abs=tolerance)
-    assert linear > sign
-
-
-def test_the_edge_of_the_sign_rule_is_gone_at_its_break_even_cost():
-    prediction, y, _ = ar1_pairs(0.1)
-    flips = 0.5 - math.asin(0.1) / math.pi
-    break_even = 0.1 * y.std() * math.sqrt(2.0 / math.pi) / (2.0 * flips)
-    paid = metrics.sized_strategy_returns(prediction, y, cost_rate=break_even)
-    # Four standard errors of a mean; of the drift of weights within a bar, which also trades, less than one basis point.
-    assert abs(paid.mean()) < 4.0 * y.std() / math.sqrt(N_BARS) + 1e-5
-
-
-def test_pinball_loss_is_least_at_the_true_quantile():
-    y = np.random.default_rng(4).standard_normal(20_000)
-    candidates = np.linspace(-2.0, 2.0, 401)
-    losses = [metrics.pinball_loss(y, np.full(len(y), c), 0.2) for c in candidates]
-    assert candidates[int(np.argmin(losses))] == pytest.approx(np.quantile(y, 0.2), abs=0.011)  # One step of the grid.
-
-
-def test_several_quantiles_average_their_losses():
-    y, forecast = np.array([[0.0, 1.0]]), np.array([[[-1.0, 1.0], [0.0, 2.0]]])
-    single = [metrics.pinball_loss(y, forecast[..., i], q) for i, q in enumerate([0.1, 0.9])]
-    assert metrics.pinball_loss(y, forecast, [0.1, 0.9]) == pytest.approx(np.mean(single))
-
-
-@pytest.mark.parametrize("y", [-3.0, -0.2, 0.0, 1.5])
-@pytest.mark.parametrize(
-    ("score", "distribution"),
-    [
-        (lambda y: metrics.crps_gaussian([y], 0.3, 0.7), stats.norm(0.3, 0.7)),
-        (lambda y: metrics.crps_student_t([y], 0.3, 0.7, 1.5), stats.t(1.5, 0.3, 0.7)),
-        (lambda y: metrics.crps_student_t([y], 0.3, 0.7, 5.0), stats.t(5.0, 0.3, 0.7)),
-    ],
-    ids=["gaussian", "student_1.5", "student_5"],
-)
-def test_closed_forms_of_the_crps_agree_with_its_integral(score, distribution, y):
-    below = integrate.quad(lambda x: distribution.cdf(x) ** 2, -np.inf, y)[0]
-    above = integrate.quad(lambda x: distribution.sf(x) ** 2, y, np.inf)[0]
-    assert score(y) == pytest.approx(below + above, rel=1e-6)  # The integral's own accuracy, 1e-8, with room.
-
-
-def test_the_crps_of_a_dense_grid_of_quantiles_is_the_closed_form():
-    y, levels = np.array([-1.0, 0.5]), (np.arange(500) + 0.5) / 500
-    forecast = np.broadcast_to(stats.norm.ppf(levels), (2, 500))
-    # The error of the midpoint rule with 500 points, at a kink.
-    assert metrics.crps_from_quantiles(y, forecast, levels) == pytest.approx(
-        metrics.crps_gaussian(y, 0.0, 1.0), rel=2e-3
-    )
-
-
-def test_the_winkler_score_is_the_sum_of_both_pinball_losses():
-    generator = np.random.default_rng(5)
-    y, low = generator.standard_normal(100), -1.0 - generator.random(100)
-    high = 1.0 + generator.random(100)
-    pinball = metrics.pinball_loss(y, low, 0.05) + metrics.pinball_loss(y, high, 0.95)
-    assert metrics.winkler_score(y, low, high, nominal_coverage=0.9) == pytest.approx(2.0 / 0.1 * pinball)
-
-
-def test_infinite_intervals_cover_and_crossed_ones_are_refused():
-    assert metrics.coverage([0.0], [-math.inf], [math.inf]) == 1.0
-    assert metrics.interval_width([-math.inf], [math.inf]) == math.inf
-    with pytest.raises(ValueError, match="row 1"):
-        metrics.coverage([0.0, 0.0], [-1.0, 1.0], [1.0, 0.0])
-
-
 @pytest.mark.parametrize(
     "score",
     [
@@ -188,7 +112,7 @@ def test_infinite_intervals_cover_and_crossed_ones_are_refused():
         metrics.information_coefficient,
         metrics.rank_ic,
         metrics.directional_accuracy,
-        metrics.sized_strategy_returns,
+        sized_strategy_returns,
         lambda y, p: metrics.pinball_loss(y, p, 0.5),
         lambda y, p: metrics.crps_gaussian(y, p, 1.0),
         lambda y, p: metrics.coverage(y, p, p),
@@ -208,37 +132,3 @@ def test_arrays_of_other_shapes_are_refused():
         metrics.crps_gaussian([1.0], 0.0, 0.0)
     with pytest.raises(ValueError, match="quantile_forecast must have shape"):
         metrics.pinball_loss([1.0], [0.0], [0.1, 0.9])
-
-
-def test_a_strategy_pays_for_its_turnover_as_the_account_does():
-    net = metrics.sized_strategy_returns([0.01, -0.01], [0.0, 0.0], cost_rate=0.01)
-    first, _ = rebalance(1.0, 0.0, 1.0, cost_rate=0.01)
-    second, _ = rebalance(1.0, 1.0, -1.0, cost_rate=0.01)
-    np.testing.assert_array_equal(net, [first - 1.0, second - 1.0])
-
-
-def test_one_column_and_several_equal_columns_earn_the_same():
-    prediction, y, _ = ar1_pairs(n_bars=400)
-    alone = metrics.sized_strategy_returns(prediction, y, 0.01, 0.001, "linear")
-    column = metrics.sized_strategy_returns(prediction[:, None], y[:, None], 0.01, 0.001, "linear")
-    twice = metrics.sized_strategy_returns(
-        np.stack([prediction] * 2, axis=1), np.stack([y] * 2, axis=1), 0.01, 0.001, "linear"
-    )
-    np.testing.assert_array_equal(column, alone)
-    np.testing.assert_allclose(twice, alone, atol=1e-12)
-
-
-def test_volatility_scaling_halves_the_weight_where_volatility_doubles_and_sees_no_future():
-    volatility = np.array([0.01, 0.01, 0.04, 0.01])
-    gross = metrics.sized_strategy_returns(np.ones(4), np.full(4, math.log(1.1)), volatility, rule="volatility_scaled")
-    np.testing.assert_allclose(gross, [0.1, 0.1, 0.1 * 0.02 / 0.04, 0.1], atol=1e-12)
-    cut = metrics.sized_strategy_returns(
-        np.ones(3), np.full(3, math.log(1.1)), volatility[:3], rule="volatility_scaled"
-    )
-    np.testing.assert_array_equal(cut, gross[:3])
-
-
-def test_a_ruined_account_stops_trading():
-    net = metrics.sized_strategy_returns([-1.0, -1.0], [math.log(2.5), -0.1])
-    assert net.tolist() == [-1.5, 0.0]
-    assert math.isnan(metrics.sized_strategy_sharpe([0.0, 0.0], [0.1, 0.1], bars_per_year=252))

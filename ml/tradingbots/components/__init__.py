@@ -5,9 +5,10 @@ from ml.tradingbots.components.base_agent import BaseAgent
 from ml.tradingbots.components.base_predictor import BasePredictor
 from ml.tradingbots.components.cnn_predictor import CNNConfig, CNNPricePredictor
 from ml.tradingbots.components.ddpg_agent import DDPGAgent, DDPGConfig
-from ml.tradingbots.components.ensemble_predictor import EnsemblePricePredictor, LSTMEnsemble
+from ml.tradingbots.components.ensemble_predictor import EnsemblePricePredictor
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.features import list_features
+from ml.tradingbots.components.lstm_ensemble import LSTMEnsemble
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
 from ml.tradingbots.components.naive_predictors import DriftPredictor, LastSignPredictor, RidgePredictor, ZeroPredictor
 from ml.tradingbots.components.rl_agents import (

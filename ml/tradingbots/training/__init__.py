@@ -12,7 +12,8 @@ from ml.tradingbots.training.callbacks import (
 )
 from ml.tradingbots.training.evaluation import evaluate_agent, evaluate_episodes
 from ml.tradingbots.training.forecast_progress import FitProgress
-from ml.tradingbots.training.forecast_validation import ForecastValidation, validate
+from ml.tradingbots.training.forecast_results import ForecastValidation
+from ml.tradingbots.training.forecast_validation import validate
 from ml.tradingbots.training.loggers import CSVLogger, Logger, MemoryLogger, TensorBoardLogger
 from ml.tradingbots.training.look_ahead import LookAheadError, LookAheadReport, audit_look_ahead
 from ml.tradingbots.training.progress import RLProgressTracker

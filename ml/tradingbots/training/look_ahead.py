@@ -16,23 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ml.tradingbots.components.forecast_table import forward_returns
+from ml.tradingbots.components.forecast_table import FloatArray, IntArray
+from ml.tradingbots.components.return_predictor import PriceData
 from ml.tradingbots.data.bars import Bars
-from ml.tradingbots.data.names import FIELDS, IGNORED_NAMES, field_level, is_one_asset, plain_name
-from ml.tradingbots.data.timestamps import read_timestamps
+from ml.tradingbots.training.audited_outputs import Outputs, columns_of, outputs_of, own_columns
+from ml.tradingbots.training.price_tables import ChangeableTable, until
+from ml.tradingbots.training.target_leaks import TARGET_HORIZONS, resemblances
 
-FloatArray: TypeAlias = npt.NDArray[np.float64]
-IntArray: TypeAlias = npt.NDArray[np.int64]
-PriceData: TypeAlias = pd.DataFrame | Bars
 Pipeline: TypeAlias = Callable[[Any], Any]
 
 # How far prices after a bar are moved, in log units: a tenth of a percent, a third, and a thousandfold.
 SIZES = {"small": 1e-3, "large": 0.3, "extreme": float(np.log(1_000.0))}
-TARGET_HORIZONS = (1, 2, 3, 5, 10, 20)
-# Correlation with the returns that followed from which a column is taken for the target itself.
-RESEMBLANCE = 0.99
-# Rows from which a correlation says anything.
-_FEWEST_ROWS = 30
 _COLUMNS = ("change", "bar", "first_moved", "column", "n_moved", "bars_ahead", "largest_move")
 
 
@@ -113,26 +107,26 @@ def audit_look_ahead(
     """
     if n_checks < 1:
         raise ValueError(f"n_checks must be at least 1, got {n_checks}")
-    table = _Table(price_data)
+    table = ChangeableTable(price_data)
     whole = table.unchanged()
-    base = _outputs(model_or_pipeline, whole, table.bars)
+    base = outputs_of(model_or_pipeline, whole, table.bars)
     rng = np.random.default_rng(seed)
     bars = _chosen_bars(base, table.bars.n_bars, n_checks, rng)
     audit = _Audit(table.bars, base)
     # Without this, everything random would look like a leak of everything.
-    audit.compare("nothing", table.bars.n_bars - 1, _outputs(model_or_pipeline, whole, table.bars), 0.0)
+    audit.compare("nothing", table.bars.n_bars - 1, outputs_of(model_or_pipeline, whole, table.bars), 0.0)
     if not audit.found:
         for number, bar in enumerate(bars):
             change = list(SIZES)[number % len(SIZES)]
             moved = table.moved(bar, SIZES[change], rng)
-            audit.compare(change, bar, _outputs(model_or_pipeline, moved, table.bars), 0.0)
+            audit.compare(change, bar, outputs_of(model_or_pipeline, moved, table.bars), 0.0)
             try:
-                shorter = _outputs(model_or_pipeline, _until(whole, bar + 1), table.bars)
+                shorter = outputs_of(model_or_pipeline, until(whole, bar + 1), table.bars)
             except ValueError as error:  # Too short to say anything, and so nothing to compare.
                 audit.skip("cut off", bar, str(error))
             else:
                 audit.compare("cut off", bar, shorter, truncation_tolerance)
-    audit.found += _resemblances(table.bars, base)
+    audit.found += resemblances(table.bars, columns_of(table.bars, base))
     return LookAheadReport(
         findings=pd.DataFrame(audit.found, columns=list(_COLUMNS)), checks=pd.DataFrame(audit.checks)
     )
@@ -172,64 +166,11 @@ def resembling_columns(price_data: PriceData, horizons: Sequence[int] = TARGET_H
     Returns:
         Findings as in `LookAheadReport`, none where all is well.
     """
-    return pd.DataFrame(_resemblances(Bars.from_frame(price_data), None, horizons), columns=list(_COLUMNS))
+    bars = Bars.from_frame(price_data)
+    return pd.DataFrame(resemblances(bars, own_columns(bars), horizons), columns=list(_COLUMNS))
 
 
-@dataclass(frozen=True)
-class _Outputs:
-    """What was said of a table."""
-
-    bars: IntArray
-    """Position of each row; (n_rows,)."""
-    columns: list[Any]
-    values: FloatArray
-    """(n_rows, n_columns)."""
-
-    def before(self, bar: int) -> _Outputs:
-        """Return what was said at or before a bar."""
-        kept = self.bars <= bar
-        return _Outputs(self.bars[kept], self.columns, self.values[kept])
-
-
-def _outputs(model: Any, price_data: PriceData, bars: Bars) -> _Outputs:
-    """Ask for numbers, and find out which bar each row belongs to."""
-    ask = getattr(model, "predict", model)
-    if not callable(ask):
-        raise TypeError(f"audit something with predict(price_data), or a function; got {type(model).__name__}")
-    found = ask(price_data)
-    if isinstance(found, pd.Series):
-        found = found.to_frame()
-    if not isinstance(found, pd.DataFrame):
-        found = _from_array(np.asarray(found, dtype=np.float64), price_data)
-    if found.index.has_duplicates:
-        raise ValueError("what is audited must say one thing per time; its index has timestamps more than once")
-    places = _positions(found.index, price_data, bars)
-    order = np.argsort(places)
-    return _Outputs(places[order], found.columns.tolist(), found.to_numpy(np.float64)[order])
-
-
-def _from_array(values: FloatArray, price_data: PriceData) -> pd.DataFrame:
-    index = price_data.timestamps if isinstance(price_data, Bars) else price_data.index
-    if values.ndim == 0 or len(values) != len(index):
-        raise ValueError(
-            f"what is audited must return a table by timestamp or an array with {len(index)} rows, one per bar, got shape "
-            f"{values.shape}"
-        )
-    return pd.DataFrame(values.reshape(len(index), -1), index=index)
-
-
-def _positions(index: pd.Index[Any], price_data: PriceData, bars: Bars) -> IntArray:
-    places = np.full(len(index), -1)
-    if isinstance(price_data, pd.DataFrame):
-        places = price_data.index.get_indexer(index)
-    if (places < 0).any():
-        places = bars.timestamps.get_indexer(read_timestamps(index))
-    if (places < 0).any():
-        raise ValueError(f"what is audited speaks of {index[int(np.argmin(places))]}, which is no bar of the table")
-    return places.astype(np.int64)
-
-
-def _chosen_bars(base: _Outputs, n_bars: int, n_checks: int, rng: np.random.Generator) -> list[int]:
+def _chosen_bars(base: Outputs, n_bars: int, n_checks: int, rng: np.random.Generator) -> list[int]:
     """Return bars with an output: the first one of all, where labels of training reach furthest, and random ones."""
     said = base.bars[np.isfinite(base.values).any(1)]
     said = said[said < n_bars - 1]
@@ -242,7 +183,7 @@ def _chosen_bars(base: _Outputs, n_bars: int, n_checks: int, rng: np.random.Gene
 class _Audit:
     """Collects what was compared and what moved."""
 
-    def __init__(self, bars: Bars, base: _Outputs) -> None:
+    def __init__(self, bars: Bars, base: Outputs) -> None:
         self.bars, self.base = bars, base
         spread = [column[np.isfinite(column)].std() if np.isfinite(column).any() else 0.0 for column in base.values.T]
         self.scale = np.where(np.array(spread) > 0.0, spread, 1.0)
@@ -253,7 +194,7 @@ class _Audit:
         """Note that there was nothing to compare."""
         self._note(change, bar, 0, 0, why)
 
-    def compare(self, change: str, bar: int, other: _Outputs, tolerance: float) -> None:
+    def compare(self, change: str, bar: int, other: Outputs, tolerance: float) -> None:
         """Compare what was said at or before a bar with what is said now."""
         if other.columns != self.base.columns:
             raise ValueError(
@@ -272,7 +213,7 @@ class _Audit:
         if moved.any():
             self._find(change, bar, rows, np.abs(new - old) / self.scale, moved)
 
-    def _laid_out(self, part: _Outputs, rows: IntArray) -> FloatArray:
+    def _laid_out(self, part: Outputs, rows: IntArray) -> FloatArray:
         values = np.full((len(rows), len(part.columns)), np.nan)
         values[np.searchsorted(rows, part.bars)] = part.values
         return values
@@ -295,132 +236,6 @@ class _Audit:
                 "largest_move": float(known.max()) if len(known) else float("nan"),
             }
         )
-
-
-class _Table:
-    """A price table whose later rows can be changed, in the form in which it was given."""
-
-    def __init__(self, price_data: PriceData) -> None:
-        self.bars = Bars.from_frame(price_data)
-        self.frame = price_data if isinstance(price_data, pd.DataFrame) else None
-        fields = {name: getattr(self.bars, name) for name in FIELDS if getattr(self.bars, name) is not None}
-        self.values: dict[str, FloatArray] = {**fields, **self.bars.extra}
-
-    def unchanged(self) -> PriceData:
-        """Return the table as it was, made the way the changed ones are."""
-        return self._formed(self.values)
-
-    def moved(self, bar: int, size: float, rng: np.random.Generator) -> PriceData:
-        """Return the table with everything after a bar moved by about `size`, in log units; still a valid one."""
-        later = slice(bar + 1, None)
-        values = {name: array.copy() for name, array in self.values.items()}
-        shape = values["close"][later].shape
-
-        def draw() -> FloatArray:
-            # As large downward as upward, and nowhere next to nothing.
-            return size * rng.choice([-1.0, 1.0], shape) * rng.uniform(0.5, 1.0, shape)
-
-        for name in ("open", "close"):
-            if name in values:
-                values[name][later] *= np.exp(draw())
-        ends = [values[name][later] for name in ("open", "close") if name in values]
-        if "high" in values:
-            values["high"][later] = np.maximum.reduce(ends) * np.exp(np.abs(draw()))
-        if "low" in values:
-            values["low"][later] = np.minimum.reduce(ends) * np.exp(-np.abs(draw()))
-        if "volume" in values:
-            values["volume"][later] = values["volume"][later] * np.exp(draw()) + np.abs(draw())
-        for name in self.bars.extra:
-            deviation = float(np.nanstd(values[name])) or 1.0
-            values[name][later] += deviation * np.expm1(size) * draw() / size
-        return self._formed(values)
-
-    def _formed(self, values: dict[str, FloatArray]) -> PriceData:
-        if self.frame is None:
-            fields = {name: array for name, array in values.items() if name in FIELDS}
-            extra = {name: array for name, array in values.items() if name not in FIELDS}
-            return Bars(self.bars.timestamps, self.bars.assets, **fields, extra=extra)
-        columns = [self._column(place, label, values) for place, label in enumerate(self.frame.columns)]
-        return pd.DataFrame(np.column_stack(columns), index=self.frame.index, columns=self.frame.columns)
-
-    def _column(self, place: int, label: Any, values: dict[str, FloatArray]) -> FloatArray:
-        """Return the values of one column of the frame."""
-        assert self.frame is not None
-        columns, asset, name = self.frame.columns, 0, label
-        if columns.nlevels > 1:
-            level = field_level(columns)
-            name, asset = label[level], self.bars.assets.index(str(label[1 - level]))
-        elif not is_one_asset(columns):
-            return values["close"][:, place]
-        plain = plain_name(name)
-        if plain in IGNORED_NAMES:  # Adjusted closes and the like go with the close.
-            ratio = values["close"][:, asset] / self.values["close"][:, asset]
-            followed: FloatArray = self.frame.iloc[:, place].to_numpy(np.float64) * ratio
-            return followed
-        return values[plain if plain in FIELDS else str(name)][:, asset]
-
-
-def _until(price_data: PriceData, stop: int) -> PriceData:
-    return price_data.slice(0, stop) if isinstance(price_data, Bars) else price_data.iloc[:stop]
-
-
-def _resemblances(
-    bars: Bars, outputs: _Outputs | None, horizons: Sequence[int] = TARGET_HORIZONS
-) -> list[dict[str, Any]]:
-    """Return findings on columns of the table, and on outputs, that are as good as the target."""
-    several = bars.n_assets > 1
-    columns: dict[Any, FloatArray] = {
-        (name, asset) if several else name: values[:, number]
-        for name, values in bars.extra.items()
-        for number, asset in enumerate(bars.assets)
-    }
-    if outputs is not None:
-        for number, label in enumerate(outputs.columns):
-            laid_out = np.full(bars.n_bars, np.nan)
-            laid_out[outputs.bars] = outputs.values[:, number]
-            columns.setdefault(label, laid_out)
-    targets = _targets(bars, horizons)
-    found = [_resemblance(bars, label, values, targets) for label, values in columns.items()]
-    return [finding for finding in found if finding is not None]
-
-
-def _targets(bars: Bars, horizons: Sequence[int]) -> list[tuple[int, int, FloatArray]]:
-    """Return (horizon, asset, target) of everything that might be predicted and cannot be told from the last return."""
-    last = np.diff(np.log(bars.close), axis=0, prepend=np.nan)
-    found = []
-    for horizon in horizons:
-        ahead = forward_returns(bars, (horizon,))[..., 0]
-        for asset in range(bars.n_assets):
-            for target in (ahead[:, asset], np.sign(ahead[:, asset])):
-                if not abs(_correlation(last[:, asset], target)) > RESEMBLANCE:
-                    found.append((horizon, asset, target))
-    return found
-
-
-def _resemblance(
-    bars: Bars, label: Any, values: FloatArray, targets: list[tuple[int, int, FloatArray]]
-) -> dict[str, Any] | None:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        relative = np.log(values[:, None] / bars.close)  # What a price says about returns.
-    best, ahead = 0.0, 0
-    for horizon, asset, target in targets:
-        for form in (values, relative[:, asset]):
-            correlation = _correlation(form, target)
-            if abs(correlation) > max(abs(best), RESEMBLANCE):
-                best, ahead = correlation, horizon
-    if not ahead:
-        return None
-    nowhere = {"bar": pd.NaT, "first_moved": pd.NaT, "n_moved": 0}
-    return {"change": "is the target", **nowhere, "column": label, "bars_ahead": ahead, "largest_move": best}
-
-
-def _correlation(left: FloatArray, right: FloatArray) -> float:
-    known = np.isfinite(left) & np.isfinite(right)
-    if known.sum() < _FEWEST_ROWS:
-        return 0.0
-    a, b = left[known] - left[known].mean(), right[known] - right[known].mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size > 0.0 else 0.0
 
 
 def _in_words(finding: pd.Series[Any]) -> str:
