@@ -20,6 +20,7 @@ import torch
 from pandas.tseries.frequencies import to_offset
 from scipy.optimize import nnls  # type: ignore[import-untyped]
 
+from ml.tradingbots.components.base_predictor import BasePredictor
 from ml.tradingbots.components.cnn_predictor import CNNPricePredictor
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
@@ -620,6 +621,8 @@ def _tables(members: Mapping[str, PricePredictor], prices: Bars) -> list[Forecas
     for member in members.values():
         if isinstance(member, EnsemblePricePredictor):
             tables += _tables(member._named(), prices)
+        elif isinstance(member, BasePredictor):
+            tables.append(member._table(prices))
         else:
             tables.append(forecast_table(member.get_params(deep=False), prices))
     return tables
