@@ -128,6 +128,13 @@ def test_a_window_alone_is_drawn_as_in_a_batch():
         assert torch.equal(ohlc_images(*(values[row : row + 1] for values in prices), height=32)[0], image[row])
 
 
+def test_drawing_never_waits_for_its_device():
+    # Tensors on "meta" have no numbers: reading one, or mixing devices, raises.
+    prices = [values.to("meta") for values in random_windows(3, 5, seed=0)]
+    image = ohlc_images(*prices, height=32)
+    assert (image.device.type, image.shape, image.dtype) == ("meta", (3, 1, 32, 15), torch.uint8)
+
+
 def test_an_image_of_too_few_rows_is_refused():
     with pytest.raises(ValueError, match="height must be at least 8 rows, got 7"):
         draw(OPEN, HIGH, LOW, CLOSE, height=7)
