@@ -161,7 +161,7 @@ class BasePredictor(ConfiguredPredictor):
         fresh.assets_ = content["assets"]
         if not fresh.assets_ or not all(type(name) is str for name in fresh.assets_):
             raise ValueError("assets must be names")
-        if not 1 <= content["n_features"] == len(config.features):
+        if not 1 <= content["n_features"] == fresh._n_features:
             raise ValueError("n_features must be the number of features")
         fresh.network = fresh._make_network(content["n_features"])
         check_like(content["network"], dict(fresh.network.state_dict()), "network")
@@ -188,6 +188,11 @@ class BasePredictor(ConfiguredPredictor):
     @property
     def _head(self) -> Any:
         return make_head(self.config.head, self.config.quantiles)
+
+    @property
+    def _n_features(self) -> int:
+        """Numbers of each bar that the network is shown."""
+        return len(self.config.features)
 
     def _table(self, price_data: PriceData) -> ForecastTable:
         config = self.config

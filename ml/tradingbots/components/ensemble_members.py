@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ml.tradingbots.components.base_predictor import BasePredictor
 from ml.tradingbots.components.forecast_table import ForecastTable, IntArray
 from ml.tradingbots.components.naive_predictors import forecast_table
 from ml.tradingbots.components.predictor_fitting import ReportFunction
@@ -154,8 +155,10 @@ def _tables(members: Mapping[str, PricePredictor], prices: Bars) -> list[Forecas
     tables = []
     for member in members.values():
         inner: Members | None = getattr(member, "members", None)
-        if inner is None:
-            tables.append(forecast_table(member.get_params(deep=False), prices))
-        else:
+        if inner is not None:
             tables += _tables(named(inner), prices)
+        elif isinstance(member, BasePredictor):
+            tables.append(member._table(prices))
+        else:
+            tables.append(forecast_table(member.get_params(deep=False), prices))
     return tables

@@ -84,7 +84,19 @@ class ForecastTable:
             ValueError: a feature is unknown or has a hole, or there are too few bars for one window.
         """
         bars = Bars.from_frame(price_data)
-        columns = feature_columns(bars, features)
+        return cls.of_columns(
+            bars,
+            feature_columns(bars, features),
+            window_size=window_size,
+            horizons=horizons,
+            volatility_bars=volatility_bars,
+        )
+
+    @classmethod
+    def of_columns(
+        cls, bars: Bars, columns: FloatArray, *, window_size: int, horizons: Sequence[int], volatility_bars: int
+    ) -> ForecastTable:
+        """Compute the table from columns of numbers, NaN in warm-ups; (n_bars, n_assets, n_features); else as `of`."""
         deviation = volatility(bars.close, volatility_bars) if volatility_bars else np.ones_like(bars.close)
         # A market that stood still for a whole look-back has no scale of its own.
         deviation = np.where(deviation <= 0.0, np.nan, deviation)
@@ -158,14 +170,22 @@ class Windows:
         mean, std: of every feature; (n_features,).
         clip: size beyond which standardised features are cut.
         device: where batches are made.
+        dtype: of batches.
     """
 
     def __init__(
-        self, table: ForecastTable, mean: FloatArray, std: FloatArray, *, clip: float, device: torch.device
+        self,
+        table: ForecastTable,
+        mean: FloatArray,
+        std: FloatArray,
+        *,
+        clip: float,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         values = np.clip((table.features - mean) / std, -clip, clip)
         values = np.nan_to_num(values, nan=0.0)  # Warm-ups, which no window covers.
-        flat = torch.tensor(values.transpose(1, 0, 2).reshape(-1, table.n_features), dtype=torch.float32, device=device)
+        flat = torch.tensor(values.transpose(1, 0, 2).reshape(-1, table.n_features), dtype=dtype, device=device)
         n_rows, width = flat.shape
         self.n_bars, self.shape = table.bars.n_bars, (table.window_size, width)
         self._view = flat.as_strided((n_rows - table.window_size + 1, table.window_size * width), (width, 1))
