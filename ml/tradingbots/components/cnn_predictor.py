@@ -41,6 +41,7 @@ class CNNPricePredictor(BasePredictor):
     """Causal convolutions that halve the time axis, and a layer that knows where in the window things happened."""
 
     predictor_type: ClassVar[str] = "cnn"
+    description: ClassVar[str] = "causal convolutions over the window"
     config_class: ClassVar[type[PredictorConfig]] = CNNConfig
     config: CNNConfig
 
