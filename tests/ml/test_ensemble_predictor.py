@@ -465,5 +465,5 @@ def test_files_that_are_no_ensemble_are_refused(tmp_path):
         EnsemblePricePredictor().load(path)
     assert EnsemblePricePredictor([ColumnPredictor()]).load(path).predict(prices()).equals(own.predict(prices()))
     stack._train_mean = np.zeros(2)
-    with pytest.raises(CheckpointError, match="holds no whole ensemble: train_mean must be"):
+    with pytest.raises(CheckpointError, match="does not fit a 'ensemble' predictor: train_mean must be"):
         EnsemblePricePredictor().load(stack.save(tmp_path / "other.pt"))

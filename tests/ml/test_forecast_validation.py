@@ -4,10 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from sklearn.base import clone
 
 from ml.tradingbots.components.cnn_predictor import CNNPricePredictor
 from ml.tradingbots.components.forecast_table import forward_returns
 from ml.tradingbots.components.lstm_predictor import LSTMPricePredictor
+from ml.tradingbots.components.naive_predictors import RidgePredictor
 from ml.tradingbots.core import forecast_metrics
 from ml.tradingbots.core.metrics import sharpe_ratio
 from ml.tradingbots.data.bars import Bars
@@ -278,7 +280,22 @@ def test_our_predictors_stand_beside_the_usual_naive_ones():
     assert found.pooled[["r2", "crps", "coverage"]].notna().all().all()
 
 
+def test_a_predictor_named_like_a_usual_naive_one_stands_in_its_place():
+    own = RidgePredictor(window_size=9)
+    found = check({"ridge": lambda: clone(own), "lag_one": LagOne}, naive=None, n_bootstrap=0)
+    assert found.naive == ("zero", "drift", "last_sign")
+    assert found.pooled.index.get_level_values("model").tolist() == ["ridge", "lag_one", *found.naive]
+    alone = check({"mine": lambda: clone(own), "lag_one": LagOne}, naive=None, n_bootstrap=0)
+    assert found.pooled.loc[("ridge", 1)].equals(alone.pooled.loc[("mine", 1)])
+    assert check(lambda: clone(own), naive=None, n_bootstrap=0).naive == ("zero", "drift", "last_sign")
+
+
 # --- Refusals
+
+
+def test_a_naive_forecast_may_not_reach_further_than_the_purge_either():
+    with pytest.raises(ValueError, match="forecasts reach 5 ahead"):
+        check(naive={"far": lambda: Zero(horizons=(1, 5))})
 
 
 @pytest.mark.parametrize("make", [WalkForwardValidator, PurgedKFold])
@@ -330,7 +347,7 @@ class Silent(PointLagOne):
         (OtherAsset, ValueError, "forecast no column"),
         (Silent, TypeError, "how far ahead"),
         ({}, ValueError, "at least one predictor"),
-        ({"zero": LagOne}, ValueError, "another name"),
+        ({"zero": LagOne}, ValueError, "factory and naive both have a 'zero'"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(factory, error, match):

@@ -11,6 +11,7 @@ from ml.tradingbots.components.features import list_features
 from ml.tradingbots.components.lstm_ensemble import LSTMEnsemble
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
 from ml.tradingbots.components.naive_predictors import DriftPredictor, LastSignPredictor, RidgePredictor, ZeroPredictor
+from ml.tradingbots.components.price_predictors import create_predictor, list_available_predictors, load_predictor
 from ml.tradingbots.components.rl_agents import (
     DQNAgent,
     DQNConfig,
@@ -58,8 +59,11 @@ __all__ = [
     "TransformerConfig",
     "TransformerPricePredictor",
     "ZeroPredictor",
+    "create_predictor",
     "create_rl_agent",
     "list_available_agents",
+    "list_available_predictors",
     "list_features",
+    "load_predictor",
     "load_rl_agent",
 ]

@@ -30,17 +30,10 @@ from ml.tradingbots.components.ensemble_members import (
 )
 from ml.tradingbots.components.ensemble_weights import inverse_error_weights, majority, stacking_weights
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray
+from ml.tradingbots.components.predictor_files import check_assets
 from ml.tradingbots.components.predictor_fitting import ReportFunction
 from ml.tradingbots.components.return_predictor import PriceData, ReturnPredictor
-from ml.tradingbots.components.serialization import (
-    DAMAGE,
-    CheckpointError,
-    check_like,
-    read_file,
-    require_keys,
-    save_file,
-    shown,
-)
+from ml.tradingbots.components.serialization import check_like, require_keys, shown
 from ml.tradingbots.data.names import did_you_mean
 from ml.tradingbots.data.splitters import BarSplitter
 
@@ -92,7 +85,7 @@ class BaseEnsemble(ReturnPredictor):
         """Return the classes, by `predictor_type`, whose files it reads as its members'."""
 
     @abstractmethod
-    def _holding(self, members: dict[str, PricePredictor], method: Any, splitter: BarSplitter | None) -> BaseEnsemble:
+    def _holding(self, members: dict[str, PricePredictor], method: Any, splitter: BarSplitter | None) -> Self:
         """Return an unfitted ensemble of clones of the members in a file."""
 
     @abstractmethod
@@ -196,48 +189,22 @@ class BaseEnsemble(ReturnPredictor):
 
     # Files.
 
-    def save(self, path: str | Path) -> Path:
-        """Write the ensemble to one file, each member as the file it would have alone. The write is atomic."""
-        self._require_fitted()
+    def _content(self) -> dict[str, Any]:
         errors = getattr(self, "out_of_fold_mse_", None)
-        content: dict[str, Any] = {
-            "predictor_type": self.predictor_type,
+        members = {name: (member.predictor_type, member_as_tensor(member)) for name, member in self.members_.items()}
+        return {
             "method": self.method,
             "splitter": splitter_as_content(self.splitter),
             "assets": self.assets_,
-            "members": {
-                name: (member.predictor_type, member_as_tensor(member)) for name, member in self.members_.items()
-            },
+            "members": members,
             "weights": torch.tensor(self.weights_.to_numpy()),
             "errors": None if errors is None else torch.tensor(errors.to_numpy()),
             "train_mean": torch.tensor(self._train_mean),
         }
-        return save_file(path, "predictor", content)
 
-    def load(self, path: str | Path) -> Self:
-        """Become the ensemble in a file written by `save`; nothing in it is run.
-
-        Members of other classes than this library's can be loaded where the ensemble that loads has some of their class.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            CheckpointError: it is damaged, hostile, or another kind of predictor; this one is left as it was.
-        """
-        content = read_file(path, "predictor")
-        require_keys(content, path, predictor_type=str)
-        if content["predictor_type"] != self.predictor_type:
-            raise CheckpointError(
-                f"{path} holds a {content['predictor_type']!r} predictor, this is {self.predictor_type!r}"
-            )
+    def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
         require_keys(content, path, method=str, assets=tuple, members=dict, weights=torch.Tensor)
-        try:
-            fresh = self._from_content(content)
-        except DAMAGE as error:
-            raise CheckpointError(f"{path} holds no whole ensemble: {str(error)[:300]}") from error
-        self._become(fresh)
-        return self
-
-    def _from_content(self, content: dict[str, Any]) -> BaseEnsemble:
+        # A user's own classes are known where the ensemble that loads has a member of theirs.
         classes = {
             **self._member_classes(),
             **{member.predictor_type: type(member) for member in named(self.members).values()},
@@ -249,8 +216,7 @@ class BaseEnsemble(ReturnPredictor):
             members[name] = member_from_tensor(classes[kind], file)
         fresh = self._holding(members, content["method"], splitter_from_content(content["splitter"]))
         fresh.members_, fresh.assets_ = members, content["assets"]
-        if not fresh.assets_ or not all(type(name) is str for name in fresh.assets_):
-            raise ValueError("assets must be names")
+        check_assets(fresh.assets_)
         template = torch.zeros(len(members), len(fresh.horizons), dtype=torch.float64)
         check_like(content["weights"], template, "weights")
         check_like(content["train_mean"], template[0], "train_mean")
@@ -261,10 +227,6 @@ class BaseEnsemble(ReturnPredictor):
             content["weights"].numpy().copy(), None if content["errors"] is None else content["errors"].numpy().copy()
         )
         return fresh
-
-    def _become(self, other: BaseEnsemble) -> None:
-        self.__dict__.clear()
-        self.__dict__.update(other.__dict__)
 
     # Inside.
 

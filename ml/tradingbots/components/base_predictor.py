@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ml.tradingbots.components.forecast_heads import PointHead, make_head
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray, Windows
 from ml.tradingbots.components.predictor_config import PredictorConfig
+from ml.tradingbots.components.predictor_files import check_assets
 from ml.tradingbots.components.predictor_fitting import EVALUATION_BATCH, EpochReport, Fitting, ReportFunction, Samples
 from ml.tradingbots.components.return_predictor import N_RESIDUAL_LEVELS, ConfiguredPredictor, PriceData
 from ml.tradingbots.components.serialization import (
@@ -114,59 +115,27 @@ class BasePredictor(ConfiguredPredictor):
 
     # Files.
 
-    def save(self, path: str | Path) -> Path:
-        """Write the predictor to a file: config, weights, scales, names of features and assets. The write is atomic."""
-        self._require_fitted()
+    def _content(self) -> dict[str, Any]:
         assert self.network is not None
-        return save_file(
-            path,
-            "predictor",
-            {
-                "predictor_type": self.predictor_type,
-                "config": self.config,
-                "assets": self.assets_,
-                "n_features": len(self._mean_of_features),
-                "network": {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()},
-                "arrays": {name: torch.from_numpy(np.array(getattr(self, name))) for name in _ARRAYS},
-                "history": [vars(entry) for entry in self._reports],
-                "best_epoch": self.best_epoch_,
-            },
-        )
+        return {
+            "config": self.config,
+            "assets": self.assets_,
+            "n_features": len(self._mean_of_features),
+            "network": {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()},
+            "arrays": {name: torch.from_numpy(np.array(getattr(self, name))) for name in _ARRAYS},
+            "history": [vars(entry) for entry in self._reports],
+            "best_epoch": self.best_epoch_,
+        }
 
-    def load(self, path: str | Path) -> Self:
-        """Become the predictor in a file written by `save`; nothing in it is run.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            CheckpointError: it is damaged, hostile, or another kind of predictor; this one is left as it was.
-        """
-        content = read_file(path, "predictor", allowed=(self.config_class,))
-        require_keys(content, path, predictor_type=str, assets=tuple, n_features=int, network=dict, arrays=dict)
-        if content["predictor_type"] != self.predictor_type:
-            raise CheckpointError(
-                f"{path} holds a {content['predictor_type']!r} predictor, this is {self.predictor_type!r}"
-            )
+    def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
+        require_keys(content, path, config=object, assets=tuple, n_features=int, network=dict, arrays=dict)
         config = checked_config(content["config"], self.config_class, path)
-        try:
-            fresh = self._from_content(config, content)
-        except DAMAGE as error:
-            raise CheckpointError(
-                f"{path} does not fit a {self.predictor_type!r} predictor: {str(error)[:300]}"
-            ) from error
-        self.__dict__.update(fresh.__dict__)
-        return self
-
-    def _from_content(self, config: Any, content: dict[str, Any]) -> BasePredictor:
         fresh = type(self)(config)
+        check_assets(content["assets"])
         fresh.assets_ = content["assets"]
-        if not fresh.assets_ or not all(type(name) is str for name in fresh.assets_):
-            raise ValueError("assets must be names")
         if not 1 <= content["n_features"] == fresh._n_features:
             raise ValueError("n_features must be the number of features")
-        fresh.network = fresh._make_network(content["n_features"])
-        check_like(content["network"], dict(fresh.network.state_dict()), "network")
-        fresh.network.load_state_dict(content["network"])
-        fresh.network.eval()
+        fresh.network = fresh._network_from(content["network"], content["n_features"])
         if set(content["arrays"]) != set(_ARRAYS):
             raise ValueError(f"arrays must be {', '.join(_ARRAYS)}")
         n_horizons = len(config.horizons)
@@ -179,9 +148,23 @@ class BasePredictor(ConfiguredPredictor):
             template = torch.zeros(shapes.get(name, (n_horizons,)), dtype=torch.float64)
             check_like(value, template, name)
             setattr(fresh, name, value.numpy().copy())
+        for entry in content["history"]:
+            check_like(entry, vars(EpochReport(1, 0.0, 0.0, 0.0, 1)), "history")
         fresh._reports = [EpochReport(**entry) for entry in content["history"]]
-        fresh.history_, fresh.best_epoch_ = _history(fresh._reports), int(content["best_epoch"])
+        fresh.history_, fresh.best_epoch_ = _history(fresh._reports), content["best_epoch"]
+        if type(fresh.best_epoch_) is not int or not 1 <= fresh.best_epoch_ <= len(fresh._reports):
+            raise ValueError(f"best_epoch must be one of {len(fresh._reports)} epochs")
         return fresh
+
+    def _network_from(self, weights: dict[str, Any], n_features: int) -> nn.Module:
+        if getattr(self.config, "n_layers", 1) > len(weights):
+            raise ValueError(f"n_layers={self.config.n_layers} needs more weights than the {len(weights)} in the file")
+        # Without memory first: a config can claim a network of any size.
+        with torch.device("meta"):
+            check_like(weights, dict(self._forecast_network(n_features).state_dict()), "network")
+        network = self._make_network(n_features)
+        network.load_state_dict(weights)
+        return network.eval()
 
     # Inside.
 
@@ -263,10 +246,14 @@ class BasePredictor(ConfiguredPredictor):
         config = self.config
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(config.seed)
-            n_outputs = len(config.horizons) * self._head.n_outputs
-            body = self._new_network(n_features + config.asset_dim, n_outputs)
-            network = ForecastNetwork(body, len(self.assets_), config.asset_dim, len(config.horizons))
+            network = self._forecast_network(n_features)
         return network.to(config.device)
+
+    def _forecast_network(self, n_features: int) -> ForecastNetwork:
+        config = self.config
+        n_outputs = len(config.horizons) * self._head.n_outputs
+        body = self._new_network(n_features + config.asset_dim, n_outputs)
+        return ForecastNetwork(body, len(self.assets_), config.asset_dim, len(config.horizons))
 
     def _keep(self, fitting: Fitting) -> None:
         self._reports = fitting.history

@@ -122,6 +122,7 @@ class CNNPricePredictor(BasePredictor):
     """
 
     predictor_type: ClassVar[str] = "cnn"
+    description: ClassVar[str] = "causal convolutions over the window"
     config_class: ClassVar[type[PredictorConfig]] = CNNConfig
     config: CNNConfig
 

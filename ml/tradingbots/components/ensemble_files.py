@@ -10,7 +10,7 @@ import torch
 from pandas.tseries.frequencies import to_offset
 
 from ml.tradingbots.components.ensemble_members import PricePredictor
-from ml.tradingbots.components.serialization import shown
+from ml.tradingbots.components.serialization import CheckpointError, shown
 from ml.tradingbots.data.splitters import BarSplitter, PurgedKFold, WalkForwardValidator
 
 SPLITTERS: dict[str, type[BarSplitter]] = {kind.__name__: kind for kind in (PurgedKFold, WalkForwardValidator)}
@@ -35,7 +35,10 @@ def member_from_tensor(made: type[Any], content: Any) -> PricePredictor:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "member.pt"
         path.write_bytes(content.numpy().tobytes())
-        member: PricePredictor = made().load(path)
+        try:
+            member: PricePredictor = made().load(path)
+        except CheckpointError as error:
+            raise ValueError(f"a member's file: {str(error).replace(str(path), 'it')}") from error
     return member
 
 

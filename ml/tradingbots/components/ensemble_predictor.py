@@ -69,6 +69,7 @@ class EnsemblePricePredictor(BaseEnsemble):
     """
 
     predictor_type: ClassVar[str] = "ensemble"
+    description: ClassVar[str] = "several predictors averaged, weighted, voting or stacked"
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the constructor's arguments; with `deep` also each member's hyperparameters as name__hyperparameter."""

@@ -97,7 +97,9 @@ class ForecastTable:
         cls, bars: Bars, columns: FloatArray, *, window_size: int, horizons: Sequence[int], volatility_bars: int
     ) -> ForecastTable:
         """Compute the table from columns of numbers, NaN in warm-ups; (n_bars, n_assets, n_features); else as `of`."""
-        deviation = volatility(bars.close, volatility_bars) if volatility_bars else np.ones_like(bars.close)
+        # Asked for before it is computed, bar by bar of the look-back.
+        knows_volatility = 0 < volatility_bars < bars.n_bars
+        deviation = volatility(bars.close, volatility_bars) if knows_volatility else np.ones_like(bars.close)
         # A market that stood still for a whole look-back has no scale of its own.
         deviation = np.where(deviation <= 0.0, np.nan, deviation)
         scale = deviation[..., None] * np.sqrt(np.asarray(horizons, dtype=np.float64))

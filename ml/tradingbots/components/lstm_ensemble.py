@@ -21,6 +21,7 @@ class LSTMEnsemble(BaseEnsemble):
     """
 
     predictor_type: ClassVar[str] = "lstm_ensemble"
+    description: ClassVar[str] = "LSTMs of several seeds, averaged"
 
     def __init__(self, n_members: int = 3, config: LSTMConfig | None = None, **changes: Any) -> None:
         if isinstance(n_members, bool) or not isinstance(n_members, int) or n_members < 1:

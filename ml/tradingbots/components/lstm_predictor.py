@@ -29,6 +29,7 @@ class LSTMPricePredictor(BasePredictor):
     """Reads the window bar by bar; its last hidden state speaks."""
 
     predictor_type: ClassVar[str] = "lstm"
+    description: ClassVar[str] = "LSTM that reads the window bar by bar"
     config_class: ClassVar[type[PredictorConfig]] = LSTMConfig
     config: LSTMConfig
 

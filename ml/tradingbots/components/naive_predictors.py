@@ -20,17 +20,10 @@ import torch
 
 from ml.tradingbots.components.config_checks import check_field_types
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray
+from ml.tradingbots.components.predictor_files import check_assets
 from ml.tradingbots.components.predictor_fitting import EpochReport, ReportFunction
 from ml.tradingbots.components.return_predictor import N_RESIDUAL_LEVELS, ConfiguredPredictor, PriceData
-from ml.tradingbots.components.serialization import (
-    DAMAGE,
-    CheckpointError,
-    check_like,
-    checked_config,
-    read_file,
-    require_keys,
-    save_file,
-)
+from ml.tradingbots.components.serialization import check_like, checked_config, require_keys
 
 # Penalties tried per training row, from none to speak of to all but zero slopes.
 _PENALTIES = np.logspace(-4.0, 4.0, 33)
@@ -164,46 +157,20 @@ class NaivePredictor(ConfiguredPredictor):
         spread = np.stack([np.interp(levels, grid, row) for row in self._residuals])  # (n_horizons, n_levels)
         return self._mean(table, origins)[..., None] + spread * table.scale[origins][..., None]
 
-    def save(self, path: str | Path) -> Path:
-        """Write the predictor to a file. The write is atomic."""
-        self._require_fitted()
+    def _content(self) -> dict[str, Any]:
         arrays = {name: torch.from_numpy(np.array(getattr(self, name))) for name in self._shapes(self.assets_)}
-        content = {"predictor_type": self.predictor_type, "config": self.config, "assets": self.assets_}
-        return save_file(path, "predictor", {**content, "arrays": arrays})
+        return {"config": self.config, "assets": self.assets_, "arrays": arrays}
 
-    def load(self, path: str | Path) -> Self:
-        """Become the predictor in a file written by `save`; nothing in it is run.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            CheckpointError: it is damaged, hostile, or another kind of predictor; this one is left as it was.
-        """
-        content = read_file(path, "predictor", allowed=(NaiveConfig, RidgeConfig, self.config_class))
-        require_keys(content, path, predictor_type=str, assets=tuple, arrays=dict)
-        if content["predictor_type"] != self.predictor_type:
-            raise CheckpointError(
-                f"{path} holds a {content['predictor_type']!r} predictor, this is {self.predictor_type!r}"
-            )
+    def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
+        require_keys(content, path, config=object, assets=tuple, arrays=dict)
         fresh = type(self)(checked_config(content["config"], self.config_class, path))
-        try:
-            fresh._take(content)
-        except DAMAGE as error:
-            raise CheckpointError(
-                f"{path} does not fit a {self.predictor_type!r} predictor: {str(error)[:300]}"
-            ) from error
-        self.__dict__.clear()
-        self.__dict__.update(fresh.__dict__)
-        return self
-
-    def _take(self, content: dict[str, Any]) -> None:
-        assets = content["assets"]
-        if not assets or not all(type(name) is str for name in assets):
-            raise ValueError("assets must be names")
-        shapes = self._shapes(assets)
+        check_assets(content["assets"])
+        shapes = fresh._shapes(content["assets"])
         check_like(content["arrays"], {n: torch.zeros(s, dtype=torch.float64) for n, s in shapes.items()}, "arrays")
         for name in shapes:
-            setattr(self, name, content["arrays"][name].numpy().copy())
-        self.assets_ = assets
+            setattr(fresh, name, content["arrays"][name].numpy().copy())
+        fresh.assets_ = content["assets"]
+        return fresh
 
     def _shapes(self, assets: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
         """Shapes of all arrays that were learned, given how many assets there were."""
@@ -219,6 +186,7 @@ class ZeroPredictor(NaivePredictor):
     """Expects nothing: the price stays where it is (a random walk without drift)."""
 
     predictor_type: ClassVar[str] = "zero"
+    description: ClassVar[str] = "expects no return"
 
     def _learn(self, table: ForecastTable, origins: IntArray) -> float:
         return 1.0
@@ -235,6 +203,7 @@ class DriftPredictor(NaivePredictor):
     """
 
     predictor_type: ClassVar[str] = "drift"
+    description: ClassVar[str] = "expects the mean training return of each asset"
     _learned: ClassVar[tuple[str, ...]] = ("drift_",)
 
     def _learn(self, table: ForecastTable, origins: IntArray) -> float:
@@ -263,6 +232,7 @@ class LastSignPredictor(NaivePredictor):
     """
 
     predictor_type: ClassVar[str] = "last_sign"
+    description: ClassVar[str] = "expects the last direction to go on"
     _learned: ClassVar[tuple[str, ...]] = ("magnitude_",)
 
     def _learn(self, table: ForecastTable, origins: IntArray) -> float:
@@ -289,6 +259,7 @@ class RidgePredictor(NaivePredictor):
     """
 
     predictor_type: ClassVar[str] = "ridge"
+    description: ClassVar[str] = "linear regression with a penalty on the window"
     config_class: ClassVar[type[NaiveConfig]] = RidgeConfig
     config: RidgeConfig
     _learned: ClassVar[tuple[str, ...]] = ("coefficients_", "intercept_", "alpha_", "_feature_mean", "_feature_std")

@@ -1,10 +1,11 @@
-"""What follows from expected returns and their quantiles, whoever says them: tables, prices, scores."""
+"""What follows from expected returns and their quantiles, whoever says them: tables, prices, scores, files."""
 
 from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray
+from ml.tradingbots.components.predictor_files import KIND, read_predictor
+from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, save_file
 from ml.tradingbots.core.forecast_metrics import r2_against_naive
 from ml.tradingbots.data.bars import Bars
 
@@ -28,6 +31,9 @@ class ReturnPredictor(ABC):
     """
 
     predictor_type: ClassVar[str]
+    """Its name in files and in `PREDICTORS`."""
+    description: ClassVar[str]
+    """What it is, in a line for people."""
     assets_: tuple[str, ...]
     _train_mean: FloatArray
     """Mean of the training returns; (n_horizons,)."""
@@ -51,8 +57,46 @@ class ReturnPredictor(ABC):
     def _quantiles(self, table: ForecastTable, origins: IntArray, levels: FloatArray) -> FloatArray:
         """Quantiles of log returns; (n_origins, n_assets, n_horizons, n_levels)."""
 
+    @abstractmethod
+    def _content(self) -> dict[str, Any]:
+        """What was learned, as a file holds it."""
+
+    @abstractmethod
+    def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
+        """Return the predictor that a file's content describes; raises one of `DAMAGE` where anything is odd."""
+
+    def _config_classes(self) -> tuple[type, ...]:
+        """Configs that its file may hold."""
+        return ()
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "assets_")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the predictor to a file: hyperparameters and all that was learned. The write is atomic."""
+        self._require_fitted()
+        return save_file(path, KIND, {"predictor_type": self.predictor_type, **self._content()})
+
+    def load(self, path: str | Path) -> Self:
+        """Become the predictor in a file written by `save`; nothing in it is run.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: it is damaged, hostile, or another kind of predictor; this one is left as it was.
+        """
+        return self.load_content(read_predictor(path, self._config_classes(), (self.predictor_type,)), path)
+
+    def load_content(self, content: dict[str, Any], path: str | Path) -> Self:
+        """Become the predictor that a file's content describes; errors as for `load`."""
+        try:
+            fresh = self._from_content(content, path)
+        except CheckpointError:
+            raise
+        except DAMAGE as error:
+            message = f"{path} does not fit a {self.predictor_type!r} predictor: {str(error)[:300]}"
+            raise CheckpointError(message) from error
+        self._become(fresh)
+        return self
 
     def predict(self, price_data: PriceData, *, bars: npt.ArrayLike | None = None) -> pd.DataFrame:
         """Return expected log returns.
@@ -115,6 +159,10 @@ class ReturnPredictor(ABC):
                 f"this {type(self).__name__} has learned nothing yet: call fit(price_data) or load(path)"
             )
 
+    def _become(self, other: ReturnPredictor) -> None:
+        self.__dict__.clear()
+        self.__dict__.update(other.__dict__)
+
     def _frame(
         self, table: ForecastTable, origins: IntArray, values: FloatArray, **last_level: Sequence[Any]
     ) -> pd.DataFrame:
@@ -157,13 +205,14 @@ class ConfiguredPredictor(ReturnPredictor):
             ValueError: a name is unknown or a value is refused.
         """
         self._check_names(params)
-        fresh = type(self)(dataclasses.replace(self.config, **params))
-        self.__dict__.clear()
-        self.__dict__.update(fresh.__dict__)
+        self._become(type(self)(dataclasses.replace(self.config, **params)))
         return self
 
     def __sklearn_clone__(self) -> Self:
         return type(self)(self.config)
+
+    def _config_classes(self) -> tuple[type, ...]:
+        return (self.config_class,)
 
     def _check_names(self, params: Mapping[str, Any]) -> None:
         known = [field.name for field in dataclasses.fields(self.config_class)]

@@ -49,6 +49,14 @@ DAMAGE = (
 _ALLOW_LIST = threading.Lock()
 
 
+# How a person gets at what a file of each kind holds.
+_HOW_TO_LOAD = {
+    "agent": "load it with load_rl_agent(path)",
+    "predictor": "load it with load_predictor(path)",
+    "predictor fit": "give it to fit(..., checkpoint=path), which goes on from it",
+}
+
+
 class CheckpointError(ValueError):
     """A file cannot be used: broken, hostile, of another format version, or for something else."""
 
@@ -150,6 +158,9 @@ def read_file(path: str | Path, kind: str, *, allowed: Iterable[type] = ()) -> d
         with _ALLOW_LIST, torch.serialization.safe_globals(list(allowed)):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        label = file_label(path)
+        if label[0] and label[0] != kind:
+            raise CheckpointError(f"{path} holds {_what_it_is(*label, kind)}") from error
         raise CheckpointError(
             f"{path} was refused: it holds something other than tensors, plain values and the configs of this library, "
             f"or is damaged; nothing in it was run ({_first_line(error)})"
@@ -169,8 +180,41 @@ def read_file(path: str | Path, kind: str, *, allowed: Iterable[type] = ()) -> d
             "load it with the version of the library that wrote it"
         )
     if type(found) is not str or found != kind:
-        raise CheckpointError(f"{path} holds a {shown(found)}, not a {kind!r}")
+        type_ = content.get(f"{found}_type") if type(found) is str else ""
+        raise CheckpointError(f"{path} holds {_what_it_is(found, type_, kind)}")
     return content
+
+
+def file_label(path: str | Path) -> tuple[str, str]:
+    """Return what a file says it is, for messages: its kind and, of that kind, its type ("predictor", "lstm").
+
+    Configs in it are not needed for that: empty classes stand for whatever it names, so nothing of it is imported or run.
+    Entries that it does not have, or that cannot be read, are "".
+    """
+    try:
+        _check_archive(Path(path))
+        with _ALLOW_LIST:
+            named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            stand_ins: list[Any] = [_stand_in(*name.rsplit(".", 1)) for name in named]
+            with torch.serialization.safe_globals(stand_ins):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        kind = content["kind"]
+        type_ = content.get(f"{kind}_type", "")
+    except (*DAMAGE, OSError):
+        return "", ""
+    return (kind, type_) if type(kind) is str and type(type_) is str else ("", "")
+
+
+def _stand_in(module: str, name: str) -> type:
+    return type(name, (), {"__module__": module, "__qualname__": name})
+
+
+def _what_it_is(kind: Any, type_: Any, expected: str) -> str:
+    """Return "a 'ppo' agent, not a predictor: load it so"."""
+    what = f"{shown(type_)} {kind}" if type(type_) is str and type_ else shown(kind)
+    advice = _HOW_TO_LOAD.get(kind) if type(kind) is str else None
+    article = "an" if expected[0] in "aeiou" else "a"
+    return f"a {what}, not {article} {expected}{f': {advice}' if advice else ''}"
 
 
 def _check_archive(path: Path) -> None:

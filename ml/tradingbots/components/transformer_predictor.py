@@ -42,6 +42,7 @@ class TransformerPricePredictor(BasePredictor):
     """Tokens are patches of bars, each looks at itself and those before; the last one speaks."""
 
     predictor_type: ClassVar[str] = "transformer"
+    description: ClassVar[str] = "causal transformer over patches of bars"
     config_class: ClassVar[type[PredictorConfig]] = TransformerConfig
     config: TransformerConfig
 

@@ -71,7 +71,8 @@ def validate(
             `predict(price_data, bars=...)`, `get_params()` with its `horizons`, and `predict_quantiles` if it can.
         price_data: what `Bars.from_frame` accepts; predictors are given the same kind.
         splitter: makes folds of bars; its purge must be at least the longest horizon.
-        naive: forecasts to compare with, by name. None: zero, drift, sign of the last return, and a ridge regression.
+        naive: forecasts to compare with, by name. None: zero, drift, sign of the last return, and a ridge regression; one
+            whose name `factory` gives to a predictor makes way for it, which is judged and not marked as naive.
         cost_rate: of trading, as a fraction of the notional (0.0005 is 5 basis points).
         confidence: of the intervals, in (0, 1).
         n_bootstrap: resamples of each interval; 0 skips them.
@@ -82,19 +83,21 @@ def validate(
         Tables of scores, and the forecasts themselves.
 
     Raises:
-        ValueError: training labels would overlap with a test, a bar is tested twice, or models have no origin in common.
+        ValueError: training labels would overlap with a test, a bar is tested twice, models have no origin in common, or
+            `factory` and `naive` give one name to two of them.
     """
     bars = Bars.from_frame(price_data)
     models = _named(factory)
     horizons = {name: _horizons_of(name, make()) for name, make in models.items()}
-    longest = max(max(ahead) for ahead in horizons.values())
     if naive is None:
-        naive = default_naive(tuple(sorted(set().union(*horizons.values()))), _window_of(models))
+        usual = default_naive(tuple(sorted(set().union(*horizons.values()))), _window_of(models))
+        naive = {name: make for name, make in usual.items() if name not in models}
     both = sorted(set(models) & set(naive))
     if both:
-        raise ValueError(f"{both[0]!r} names a predictor and a naive one; give the predictor another name")
+        raise ValueError(f"factory and naive both have a {both[0]!r}; give one of them another name")
     models = {**models, **naive}
     horizons |= {name: _horizons_of(name, make()) for name, make in naive.items()}
+    longest = max(max(ahead) for ahead in horizons.values())
     folds = [(np.asarray(train), np.asarray(test)) for train, test in splitter.split(bars.to_frame())]
     check_purge(folds, longest, splitter)
     _check_tested_once(folds)
