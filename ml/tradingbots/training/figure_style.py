@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import html
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
+from ml.tradingbots.training.formatting import spaced
 from ml.tradingbots.training.trajectory import FloatArray
 
 ACCENT = "#1d5fbf"
@@ -17,8 +19,13 @@ INK = "#1c2026"
 MUTED = "#667080"
 GRID = "#e9ecf0"
 PAPER = "#ffffff"
+FAINT = "#b3b9c2"
+BAND = "#edf0f3"
+PREDICTOR_COLOURS = (ACCENT, "#c8741a", "#17806d", "#8a4b9e", "#b8335a", "#6b7a1c")
 BASELINE_GREYS = ("#3f4650", "#7b838f", "#949ca7", "#b3b9c2")
 BASELINE_DASHES = ("solid", "dash", "dot", "dashdot")
+HOLD_LINE: dict[str, object] = {"color": INK, "width": 1.8}
+"""Of buying and holding, beside lines of other colours."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 MAX_POINTS = 2_000
@@ -52,7 +59,7 @@ def apply_style(figure: go.Figure, title: str, *, height: int) -> go.Figure:
         hoverlabel={"bgcolor": PAPER, "bordercolor": GRID, "font": {"family": FONT, "color": INK}},
     )
     figure.update_xaxes(showgrid=False, zeroline=False, showline=True, linecolor=GRID, ticks="outside", tickcolor=GRID)
-    return figure.update_yaxes(gridcolor=GRID, zeroline=True, zerolinecolor="#b3b9c2", ticks="", nticks=6)
+    return figure.update_yaxes(gridcolor=GRID, zeroline=True, zerolinecolor=FAINT, ticks="", nticks=6)
 
 
 def log_equity_axis(figure: go.Figure, curves: Iterable[FloatArray]) -> None:
@@ -92,16 +99,43 @@ def caption_panel(figure: go.Figure, panel: int, text: str) -> None:
     )
 
 
+def mark_folds(figure: go.Figure, starts: pd.DatetimeIndex) -> None:
+    """Draw a light line where each fold but the first begins, behind all else."""
+    for start in starts.tz_localize(None)[1:]:
+        line = {"color": "#d5dae0", "width": 1}
+        figure.add_shape(type="line", x0=start, x1=start, y0=0.0, y1=1.0, yref="y domain", line=line, layer="below")
+
+
+def plain(name: str, longest: int | None = None) -> str:
+    """Return a name for a legend, a tick or an annotation, where Plotly would take markup in it for its own.
+
+    Args:
+        name: as it is.
+        longest: letters left of it where there is little room, those at its ends: names that differ do so there.
+    """
+    words = spaced(name)
+    if longest is not None and len(words) > longest:
+        words = f"{words[: longest // 2].rstrip()}…{words[-((longest - 1) // 2) :].lstrip()}"
+    return html.escape(words, quote=False)
+
+
+def tinted(colour: str, share: float) -> str:
+    """Mix a #rrggbb colour with white; `share` of it, in [0, 1], is left."""
+    parts = (int(colour[index : index + 2], 16) for index in (1, 3, 5))
+    return "#" + "".join(f"{round(share * part + (1.0 - share) * 255):02x}" for part in parts)
+
+
+def fold_ticks(figure: go.Figure, starts: Sequence[pd.Timestamp]) -> None:
+    """Label an axis of fold numbers by the months in which their tests begin, as many as a phone has room for."""
+    shown = list(range(0, len(starts), -(-len(starts) // 5)))
+    names = [f"{starts[fold]:%Y-%m}" for fold in shown]
+    figure.update_xaxes(tickvals=shown, ticktext=names, tickangle=0, fixedrange=True)
+
+
 def transparent(colour: str, opacity: float) -> str:
     """Return a #rrggbb colour that lets through what lies under it."""
     red, green, blue = (int(colour[index : index + 2], 16) for index in (1, 3, 5))
     return f"rgba({red}, {green}, {blue}, {opacity})"
-
-
-def mixed(colour: str) -> str:
-    """Mix a colour with as much white as dark text on it needs."""
-    parts = (int(colour[index : index + 2], 16) for index in (1, 3, 5))
-    return "#" + "".join(f"{round(0.55 * part + 0.45 * 255):02x}" for part in parts)
 
 
 def _round_values(low: float, high: float) -> list[float]:

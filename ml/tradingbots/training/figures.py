@@ -25,9 +25,9 @@ from ml.tradingbots.training.figure_style import (
     apply_style,
     caption_panel,
     log_equity_axis,
-    mixed,
     new_figure,
     thin,
+    tinted,
     transparent,
 )
 from ml.tradingbots.training.formatting import format_change, spaced
@@ -143,7 +143,7 @@ def monthly_returns_figure(result: EvaluationResult) -> go.Figure:
         textfont={"size": 12, "color": INK},
         zmin=-limit,
         zmax=limit,
-        colorscale=[[0.0, mixed(LOSS)], [0.5, PAPER], [1.0, mixed(ACCENT)]],
+        colorscale=[[0.0, _pale(LOSS)], [0.5, PAPER], [1.0, _pale(ACCENT)]],
         showscale=False,
         xgap=2,
         ygap=2,
@@ -258,6 +258,11 @@ def _summed_by_calendar(timestamps: pd.DatetimeIndex, values: FloatArray) -> tup
         if len(summed) <= MAX_BINS:
             return stretch, summed
     return "year", series.resample("YS").sum()
+
+
+def _pale(colour: str) -> str:
+    """Mix a colour with as much white as dark text on it needs."""
+    return tinted(colour, 0.55)
 
 
 def _month_label(value: float) -> str:

@@ -57,10 +57,10 @@ def write_page(path: str | os.PathLike[str], page: str) -> Path:
     return write_atomically(Path(path), page.encode("utf-8"))
 
 
-def section(heading: str, *content: str, note: str = "") -> str:
-    """Put HTML under a heading and a note, which are text."""
-    caption = f"<p>{html.escape(note)}</p>" if note else ""
-    return f"<section><h2>{html.escape(heading)}</h2>{caption}{''.join(content)}</section>"
+def section(heading: str, *content: str, note: str = "", below: str = "") -> str:
+    """Put HTML under a heading and a note, which are text, and above what is to be said `below`."""
+    caption, remark = (f"<p>{html.escape(text)}</p>" if text else "" for text in (note, below))
+    return f"<section><h2>{html.escape(heading)}</h2>{caption}{''.join(content)}{remark}</section>"
 
 
 def figure_section(figure: go.Figure, caption: str, *, wide: bool = False) -> str:
@@ -77,13 +77,42 @@ def figure_section(figure: go.Figure, caption: str, *, wide: bool = False) -> st
     return section(heading, f'<div class="{kind}">{embedded(figure, heading)}</div>', note=caption)
 
 
-def panels(figures: Mapping[str, go.Figure]) -> str:
-    """Lay small figures out side by side, each under its name; a phone stacks them."""
+def panels(of: str, figures: Mapping[str, go.Figure], *, wide: bool = False) -> str:
+    """Lay figures out side by side, each under its name; a phone stacks them.
+
+    Args:
+        of: what they show, which tells them from panels of the same names elsewhere in the page.
+        figures: by name; they lose their titles.
+        wide: whether two of them fill the page, rather than three.
+    """
     parts = []
+    # All alike, so that axes that stand beside each other are level.
+    above = any(figure.layout.showlegend is not False or figure.layout.annotations for figure in figures.values())
     for name, figure in figures.items():
-        figure.update_layout(title_text=None, margin_t=30 if figure.layout.showlegend is not False else 8)
-        parts.append(f'<div class="figure"><h3>{html.escape(name)}</h3>{embedded(figure, name)}</div>')
-    return f'<div class="panels">{"".join(parts)}</div>'
+        figure.update_layout(title_text=None, margin_t=30 if above else 10)
+        drawn = embedded(figure, f"{of} {name}")
+        parts.append(f'<div class="figure"><h3>{html.escape(spaced(name))}</h3>{drawn}</div>')
+    return f'<div class="panels{" pair" if wide else ""}">{"".join(parts)}</div>'
+
+
+def legend_html(lines: Mapping[str, Mapping[str, object]]) -> str:
+    """Return one legend for several figures.
+
+    Args:
+        lines: by name, as Plotly has them: `color`, `width` in pixels and, where it is not solid, `dash`. One with `text`
+            is that text instead, such as a mark.
+    """
+    entries = []
+    for name, line in lines.items():
+        if "text" in line:
+            mark = html.escape(str(line["text"]))
+            entries.append(f'<span><b style="color: {line["color"]}">{mark}</b>{html.escape(spaced(name))}</span>')
+            continue
+        dashes = f' stroke-dasharray="{_DASHES[str(line["dash"])]}"' if line.get("dash") in _DASHES else ""
+        stroke = f'stroke="{line["color"]}" stroke-width="{line["width"]}"{dashes}'
+        swatch = f'<svg width="24" height="10" aria-hidden="true"><line x1="0" y1="5" x2="24" y2="5" {stroke}/></svg>'
+        entries.append(f"<span>{swatch}{html.escape(spaced(name))}</span>")
+    return f'<p class="legend">{"".join(entries)}</p>'
 
 
 def embedded(figure: go.Figure, name: str) -> str:
@@ -100,7 +129,8 @@ def table_html(columns: Sequence[str], rows: Iterable[Row], *, small_brackets: b
     Args:
         columns: headings of the cells.
         rows: what stands under them; the label comes first.
-        small_brackets: whether to set what stands in brackets at the end of a cell small beneath it.
+        small_brackets: whether to set what stands in brackets at the end of a cell small beneath it, less its signs of
+            per cent, which the number above has.
     """
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ["", *columns])
     body = []
@@ -112,7 +142,7 @@ def table_html(columns: Sequence[str], rows: Iterable[Row], *, small_brackets: b
         cells = "".join(f"<td>{_cell(text, small_brackets)}</td>" for text in row.cells)
         body.append(f'<tr{kind}><th scope="row">{html.escape(spaced(row.label))}</th>{cells}</tr>')
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
+    return f'<div class="scroll{" dense" if small_brackets else ""}">{table}</div>'
 
 
 def facts_section(facts: Mapping[str, str]) -> str:
@@ -128,9 +158,12 @@ def facts_section(facts: Mapping[str, str]) -> str:
 
 def _cell(text: str, small_brackets: bool) -> str:
     value, bracket, rest = text.partition(" (") if small_brackets else (text, "", "")
-    small = f"<small>{html.escape(rest.removesuffix(')'))}</small>" if bracket else ""
+    small = f"<small>{html.escape(rest.removesuffix(')').replace('%', ''))}</small>" if bracket else ""
     return f"{html.escape(value)}{small}"
 
+
+_DASHES = {"dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3"}
+"""How SVG writes what Plotly calls so, in pixels."""
 
 _STYLE = f"""
 :root {{ color-scheme: light; }}
@@ -141,19 +174,28 @@ h1 {{ font-size: 30px; line-height: 1.2; letter-spacing: -0.01em; margin: 0; }}
 h2 {{ font-size: 18px; margin: 0; }}
 h3 {{ font-size: 14px; font-weight: 600; margin: 10px 0 0; }}
 section {{ margin-top: 44px; }}
-section > p, .period {{ margin: 2px 0 0; color: {MUTED}; font-size: 14px; }}
+section > p:not(.legend), .period {{ margin: 2px 0 0; color: {MUTED}; font-size: 14px; }}
+.scroll + p:not(.legend) {{ margin-top: 12px; }}
 .verdict {{ margin: 28px 0 24px; padding-left: 16px; border-left: 3px solid {ACCENT}; font-size: 19px;
   max-width: 46em; }}
 .scroll, .wide {{ overflow-x: auto; }}
 .wide > div {{ min-width: 720px; }}
 .figure {{ margin-top: 6px; }}
 .panels {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 8px 28px; }}
+.legend {{ margin: 10px 0 0; color: {INK}; font-size: 13px; display: flex; flex-wrap: wrap; gap: 4px 18px; }}
+.legend span {{ display: inline-flex; align-items: center; gap: 7px; }}
 .panels > * {{ min-width: 0; }}
+.pair {{ grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); }}
 table {{ width: 100%; border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 8px 0 8px 20px; text-align: right; white-space: nowrap; border-bottom: 1px solid {GRID}; }}
 th:first-child {{ padding-left: 0; text-align: left; }}
 thead th {{ color: {MUTED}; font-weight: 500; }}
 tbody th {{ font-weight: 400; }}
+.dense table {{ font-size: 13px; }}
+.dense td, .dense th {{ padding-left: 12px; }}
+.dense tbody th {{ min-width: 7em; max-width: 16em; white-space: normal; overflow-wrap: anywhere; }}
+.dense small {{ font-size: 11px; }}
+.dense th:first-child {{ padding-left: 0; }}
 td small {{ display: block; color: {MUTED}; font-size: 12px; font-weight: 400; }}
 .agent > * {{ color: {ACCENT}; font-weight: 600; }}
 .naive > * {{ color: {MUTED}; }}
