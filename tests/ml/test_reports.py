@@ -8,8 +8,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from ml.tradingbots.training.figure_style import MAX_POINTS
 from ml.tradingbots.training.figures import (
-    MAX_POINTS,
     action_histogram_figure,
     drawdown_figure,
     equity_figure,

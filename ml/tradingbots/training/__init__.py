@@ -12,8 +12,10 @@ from ml.tradingbots.training.callbacks import (
 )
 from ml.tradingbots.training.evaluation import evaluate_agent, evaluate_episodes
 from ml.tradingbots.training.forecast_progress import FitProgress
+from ml.tradingbots.training.forecast_report import write_forecast_report
 from ml.tradingbots.training.forecast_results import ForecastValidation
 from ml.tradingbots.training.forecast_validation import validate
+from ml.tradingbots.training.forecast_verdict import forecast_verdict
 from ml.tradingbots.training.loggers import CSVLogger, Logger, MemoryLogger, TensorBoardLogger
 from ml.tradingbots.training.look_ahead import LookAheadError, LookAheadReport, audit_look_ahead
 from ml.tradingbots.training.progress import RLProgressTracker
@@ -30,6 +32,7 @@ from ml.tradingbots.training.training_utils import (
     WalkForwardValidator,
 )
 from ml.tradingbots.training.trajectory import Trajectory
+from ml.tradingbots.training.walk_forward_report import write_walk_forward_report
 
 __all__ = [
     "AgentValidation",
@@ -64,8 +67,11 @@ __all__ = [
     "audit_look_ahead",
     "evaluate_agent",
     "evaluate_episodes",
+    "forecast_verdict",
     "train_rl_agent",
     "validate",
     "walk_forward_agents",
+    "write_forecast_report",
     "write_report",
+    "write_walk_forward_report",
 ]

@@ -101,17 +101,33 @@ class AgentValidation:
         )
         return pd.DataFrame.from_dict(rows, orient="index")
 
+    @property
+    def n_seeds(self) -> int:
+        """Runs per fold."""
+        return self.equity.shape[1] - 1
+
+    def verdict(self) -> str:
+        """Say plainly whether the agent beat buy-and-hold out of sample, and whether that can be told apart from luck."""
+        total = self.summary.loc["total_return"].to_dict()
+        own, held = float(total["stitched"]), float(total[f"stitched_{BUY_AND_HOLD}"])
+        whose = "one seed" if self.n_seeds == 1 else f"interquartile mean of {self.n_seeds} seeds"
+        outcome = (
+            f"Out of sample, the agent {'beat' if own > held else 'did not beat'} buy-and-hold: {format_change(own)} against "
+            f"{format_change(held)} end to end, after costs ({whose})."
+        )
+        if np.isnan(self.excess_interval).any():
+            return f"{outcome} Whether the difference can be told apart from luck was not estimated."
+        sure = self.excess_interval[0] > 0.0 or self.excess_interval[1] < 0.0
+        return (
+            f"{outcome} The difference is {'' if sure else 'not '}distinguishable from zero: {format_change(self.excess)} a "
+            f"year in log return, {self.confidence:.0%} interval {format_interval(self.excess_interval, format_change)}."
+        )
+
     def __repr__(self) -> str:
         """The table of folds and what can be concluded."""
-        n_seeds = self.equity.shape[1] - 1
-        sure = self.excess_interval[0] > 0.0 or self.excess_interval[1] < 0.0
-        total = self.summary.loc["total_return"].to_dict()
         return (
-            f"Out of sample: {len(self.per_fold)} folds, {n_seeds} seeds; interquartile means over seeds with "
-            f"{self.confidence:.0%} intervals of the seeds\n{self.formatted_table().to_string()}\n"
-            f"End to end {format_change(total['stitched'])}, buy-and-hold {format_change(total['stitched_buy_and_hold'])}. "
-            f"The difference is {'' if sure else 'not '}distinguishable from zero: {format_change(self.excess)} a year in "
-            f"log return, {self.confidence:.0%} interval {format_interval(self.excess_interval, format_change)}."
+            f"Out of sample: {len(self.per_fold)} folds, {self.n_seeds} seeds; interquartile means over seeds with "
+            f"{self.confidence:.0%} intervals of the seeds\n{self.formatted_table().to_string()}\n{self.verdict()}"
         )
 
 

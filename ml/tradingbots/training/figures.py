@@ -6,33 +6,34 @@ grey.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from numpy.typing import NDArray
 from plotly.subplots import make_subplots
 
 from ml.tradingbots.core.metrics import drawdown
 from ml.tradingbots.training.diagnosis import action_histogram
+from ml.tradingbots.training.figure_style import (
+    ACCENT,
+    BASELINE_DASHES,
+    BASELINE_GREYS,
+    INK,
+    LOSS,
+    PAPER,
+    apply_style,
+    caption_panel,
+    log_equity_axis,
+    new_figure,
+    thin,
+    tinted,
+    transparent,
+)
 from ml.tradingbots.training.formatting import format_change, spaced
 from ml.tradingbots.training.loggers import STEP_COLUMN
 from ml.tradingbots.training.results import EvaluationResult
 from ml.tradingbots.training.trajectory import FloatArray, Trajectory, monthly_returns
-
-ACCENT = "#1d5fbf"
-LOSS = "#b5532a"
-INK = "#1c2026"
-MUTED = "#667080"
-GRID = "#e9ecf0"
-PAPER = "#ffffff"
-BASELINE_GREYS = ("#3f4650", "#7b838f", "#949ca7", "#b3b9c2")
-BASELINE_DASHES = ("solid", "dash", "dot", "dashdot")
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-
-MAX_POINTS = 2_000
-"""Points drawn per line: more than a screen is wide, and a million bars still make a small page."""
 
 MAX_BINS = 120
 """Bars drawn for turnover and columns drawn for weights."""
@@ -43,35 +44,35 @@ FIRST_COLUMNS = ("eval_sharpe", "episode_return", "actor_loss", "critic_loss", "
 
 def equity_figure(result: EvaluationResult) -> go.Figure:
     """Draw the account of the agent and of each baseline, on a log scale: equal slopes are equal growth."""
-    figure = _figure("Equity")
+    figure = new_figure("Equity")
     values = {name: trajectory.equity_curve for name, trajectory in result.strategies.items()}
     _add_strategies(figure, result, values, hover="%{y:,.0f}")
-    _log_equity_axis(figure, values.values())
+    log_equity_axis(figure, values.values())
     return figure
 
 
 def drawdown_figure(result: EvaluationResult) -> go.Figure:
     """Draw how far each account lies below its highest close so far, as percentages below zero."""
-    figure = _figure("Drawdown")
+    figure = new_figure("Drawdown")
     values = {name: -drawdown(trajectory.equity_curve) for name, trajectory in result.strategies.items()}
     _add_strategies(figure, result, values, hover="%{y:.1%}")
-    figure.update_traces(fill="tozeroy", fillcolor=_transparent(ACCENT, 0.12), selector={"meta": result.agent.name})
+    figure.update_traces(fill="tozeroy", fillcolor=transparent(ACCENT, 0.12), selector={"meta": result.agent.name})
     return figure.update_yaxes(tickformat=".0%", rangemode="tozero")
 
 
 def weights_figure(result: EvaluationResult) -> go.Figure:
     """Draw what the agent held: an area for one asset, a row of colours for each of several."""
     agent = result.agent
-    figure = _figure("Weights held")
+    figure = new_figure("Weights held")
     if len(agent.assets) == 1:
-        times, values = _thin(agent.timestamps, agent.weights[:, 0])
+        times, values = thin(agent.timestamps, agent.weights[:, 0])
         figure.add_scatter(
             x=times,
             y=values,
             name=agent.assets[0],
             line={"color": ACCENT, "width": 1.2, "shape": "hv"},
             fill="tozeroy",
-            fillcolor=_transparent(ACCENT, 0.12),
+            fillcolor=transparent(ACCENT, 0.12),
             hovertemplate="%{y:.1%}<extra></extra>",
         )
         return figure.update_yaxes(tickformat=".0%", rangemode="tozero").update_layout(showlegend=False)
@@ -97,7 +98,7 @@ def turnover_and_costs_figure(result: EvaluationResult) -> go.Figure:
     agent = result.agent
     stretch, turnover = _summed_by_calendar(agent.timestamps[1:], agent.turnover)
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.16)
-    _style(figure, "Turnover and costs", height=420)
+    apply_style(figure, "Turnover and costs", height=420)
     figure.add_bar(
         x=turnover.index,
         y=turnover.to_numpy(),
@@ -106,7 +107,7 @@ def turnover_and_costs_figure(result: EvaluationResult) -> go.Figure:
         row=1,
         col=1,
     )
-    times, costs = _thin(agent.timestamps[1:], np.cumsum(agent.costs) / agent.equity_curve[0])
+    times, costs = thin(agent.timestamps[1:], np.cumsum(agent.costs) / agent.equity_curve[0])
     figure.add_scatter(
         x=times,
         y=costs,
@@ -116,8 +117,8 @@ def turnover_and_costs_figure(result: EvaluationResult) -> go.Figure:
         col=1,
     )
     figure.update_yaxes(rangemode="tozero").update_yaxes(ticksuffix="×", row=1).update_yaxes(tickformat=".1~%", row=2)
-    _caption_panel(figure, 1, f"Turnover per {stretch}, times equity")
-    _caption_panel(figure, 2, "Trading costs so far, share of initial equity")
+    caption_panel(figure, 1, f"Turnover per {stretch}, times equity")
+    caption_panel(figure, 2, "Trading costs so far, share of initial equity")
     return figure.update_layout(showlegend=False, bargap=0.25)
 
 
@@ -131,7 +132,7 @@ def monthly_returns_figure(result: EvaluationResult) -> go.Figure:
     cells = grid.to_numpy()
     labels = [[_month_label(value) for value in row] for row in cells]
     limit = float(np.nanmax(np.abs(cells))) or 1.0
-    figure = _figure("Monthly returns, %")
+    figure = new_figure("Monthly returns, %")
     figure.add_heatmap(
         x=["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec", "Year"],
         y=[str(year) for year in grid.index],
@@ -142,7 +143,7 @@ def monthly_returns_figure(result: EvaluationResult) -> go.Figure:
         textfont={"size": 12, "color": INK},
         zmin=-limit,
         zmax=limit,
-        colorscale=[[0.0, _mixed(LOSS)], [0.5, PAPER], [1.0, _mixed(ACCENT)]],
+        colorscale=[[0.0, _pale(LOSS)], [0.5, PAPER], [1.0, _pale(ACCENT)]],
         showscale=False,
         xgap=2,
         ygap=2,
@@ -157,7 +158,7 @@ def action_histogram_figure(result: EvaluationResult) -> go.Figure:
     """Draw where the agent's actions lie in their range, all assets together."""
     agent = result.agent
     edges, shares = action_histogram(agent, n_bins=40)
-    figure = _figure("Actions", height=260)
+    figure = new_figure("Actions", height=260)
     middles = edges if agent.has_discrete_actions else (edges[:-1] + edges[1:]) / 2.0
     figure.add_bar(x=middles, y=shares, marker_color=ACCENT, hovertemplate="%{x:.2f}: %{y:.1%}<extra></extra>")
     figure.update_yaxes(tickformat=".0%", rangemode="tozero", title_text="share of actions")
@@ -181,10 +182,10 @@ def training_curves_figure(history: pd.DataFrame) -> go.Figure:
     n_columns = min(2, len(names))
     n_rows = -(-len(names) // n_columns)
     figure = make_subplots(rows=n_rows, cols=n_columns, vertical_spacing=min(0.3, 0.4 / n_rows), horizontal_spacing=0.1)
-    _style(figure, "Training", height=80 + 190 * n_rows)
+    apply_style(figure, "Training", height=80 + 190 * n_rows)
     for panel, name in enumerate(names):
         logged = history[[STEP_COLUMN, name]].dropna()
-        steps, values = _thin(logged[STEP_COLUMN].to_numpy(), logged[name].to_numpy(np.float64))
+        steps, values = thin(logged[STEP_COLUMN].to_numpy(), logged[name].to_numpy(np.float64))
         few = len(values) <= 40
         figure.add_scatter(
             x=steps,
@@ -196,38 +197,9 @@ def training_curves_figure(history: pd.DataFrame) -> go.Figure:
             row=panel // n_columns + 1,
             col=panel % n_columns + 1,
         )
-        _caption_panel(figure, panel + 1, spaced(name))
+        caption_panel(figure, panel + 1, spaced(name))
     figure.update_xaxes(tickformat="~s", nticks=6).update_yaxes(nticks=5)
     return figure.update_layout(showlegend=False, hovermode="closest")
-
-
-def _figure(title: str, *, height: int = 340) -> go.Figure:
-    return _style(go.Figure(), title, height=height)
-
-
-def _style(figure: go.Figure, title: str, *, height: int) -> go.Figure:
-    """Give a figure the look of the project: no frame, few light lines, text in the colour of text."""
-    figure.update_layout(
-        template="none",
-        title={"text": title, "x": 0.0, "xref": "paper", "xanchor": "left", "font": {"size": 16, "color": INK}},
-        font={"family": FONT, "size": 12, "color": MUTED},
-        paper_bgcolor=PAPER,
-        plot_bgcolor=PAPER,
-        height=height,
-        margin={"l": 52, "r": 12, "t": 56, "b": 36},
-        legend={
-            "orientation": "h",
-            "x": 0.0,
-            "y": 1.02,
-            "xanchor": "left",
-            "yanchor": "bottom",
-            "font": {"color": INK},
-        },
-        hovermode="x unified",
-        hoverlabel={"bgcolor": PAPER, "bordercolor": GRID, "font": {"family": FONT, "color": INK}},
-    )
-    figure.update_xaxes(showgrid=False, zeroline=False, showline=True, linecolor=GRID, ticks="outside", tickcolor=GRID)
-    return figure.update_yaxes(gridcolor=GRID, zeroline=True, zerolinecolor="#b3b9c2", ticks="", nticks=6)
 
 
 def _add_strategies(
@@ -256,7 +228,7 @@ def _add_line(
     hover: str,
     legend_rank: int,
 ) -> None:
-    times, thinned = _thin(trajectory.timestamps, values)
+    times, thinned = thin(trajectory.timestamps, values)
     figure.add_scatter(
         x=times,
         y=thinned,
@@ -267,48 +239,6 @@ def _add_line(
         legendrank=legend_rank,
         hovertemplate=hover,
     )
-
-
-def _log_equity_axis(figure: go.Figure, curves: Iterable[FloatArray]) -> None:
-    """Put round numbers on a log axis, where Plotly would write digits without their power of ten."""
-    values = np.concatenate(list(curves))
-    values = values[np.isfinite(values) & (values > 0.0)]
-    if len(values) == 0:
-        return
-    ticks = _round_values(float(values.min()), float(values.max()))
-    figure.update_yaxes(type="log", tickvals=ticks, ticktext=[_short_amount(value) for value in ticks])
-
-
-def _round_values(low: float, high: float) -> list[float]:
-    """Choose a handful of round numbers between two positive amounts."""
-    if high / low > 8.0:
-        powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-        steps = (1.0, 2.0, 5.0) if high / low < 1e3 else (1.0,)
-        return [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
-    rough = max(high - low, 0.01 * high) / 5.0
-    size = 10.0 ** np.floor(np.log10(rough))
-    step = float(size * min((1.0, 2.0, 5.0, 10.0), key=lambda factor: abs(np.log(factor * size / rough))))
-    first, last = int(np.ceil(low / step)), int(np.floor(high / step))
-    return [float(f"{count * step:.6g}") for count in range(first, last + 1)] or [low]
-
-
-def _short_amount(value: float) -> str:
-    """Write an amount with k, M or B."""
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.6g}{suffix}"
-    return f"{value:.6g}"
-
-
-def _thin(x: pd.DatetimeIndex | NDArray[np.generic], values: FloatArray) -> tuple[object, FloatArray]:
-    """Keep the lowest and the highest of every few points, and both ends, so that no extreme is lost."""
-    x = x.tz_localize(None) if isinstance(x, pd.DatetimeIndex) else x
-    if len(values) <= MAX_POINTS:
-        return x, values
-    parts = np.array_split(np.arange(len(values)), MAX_POINTS // 2)
-    extremes = [part[index] for part in parts for index in (values[part].argmin(), values[part].argmax())]
-    kept = np.unique([0, *extremes, len(values) - 1])
-    return x[kept], values[kept]
 
 
 def _binned_mean(timestamps: pd.DatetimeIndex, values: FloatArray) -> tuple[pd.DatetimeIndex, FloatArray]:
@@ -330,6 +260,11 @@ def _summed_by_calendar(timestamps: pd.DatetimeIndex, values: FloatArray) -> tup
     return "year", series.resample("YS").sum()
 
 
+def _pale(colour: str) -> str:
+    """Mix a colour with as much white as dark text on it needs."""
+    return tinted(colour, 0.55)
+
+
 def _month_label(value: float) -> str:
     return "" if np.isnan(value) else format_change(value).rstrip("%")
 
@@ -341,29 +276,3 @@ def curve_names(history: pd.DataFrame) -> list[str]:
     numeric = history.select_dtypes("number").dropna(axis="columns", how="all")
     names = [str(name) for name in numeric if name != STEP_COLUMN]
     return sorted(names, key=lambda name: FIRST_COLUMNS.index(name) if name in FIRST_COLUMNS else len(FIRST_COLUMNS))
-
-
-def _caption_panel(figure: go.Figure, panel: int, text: str) -> None:
-    suffix = "" if panel == 1 else str(panel)
-    figure.add_annotation(
-        text=text,
-        xref=f"x{suffix} domain",
-        yref=f"y{suffix} domain",
-        x=0.0,
-        y=1.0,
-        yshift=18,
-        xanchor="left",
-        showarrow=False,
-        font={"color": INK, "size": 12},
-    )
-
-
-def _transparent(colour: str, opacity: float) -> str:
-    red, green, blue = (int(colour[index : index + 2], 16) for index in (1, 3, 5))
-    return f"rgba({red}, {green}, {blue}, {opacity})"
-
-
-def _mixed(colour: str) -> str:
-    """Mix a colour with as much white as dark text on it needs."""
-    parts = (int(colour[index : index + 2], 16) for index in (1, 3, 5))
-    return "#" + "".join(f"{round(0.55 * part + 0.45 * 255):02x}" for part in parts)

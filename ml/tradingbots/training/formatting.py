@@ -17,6 +17,11 @@ def format_percent(value: float) -> str:
     return _format(value, ",.1%")
 
 
+def format_fine_percent(value: float) -> str:
+    """Write a fraction as a percentage with two decimals, for what is small, such as the R² of a forecast."""
+    return _format(value, ",.2%")
+
+
 def format_change(value: float) -> str:
     """Write a fraction as a percentage with its sign."""
     return _format(value, "+,.1%")
@@ -38,3 +43,8 @@ def format_interval(interval: tuple[float, float], format_value: Callable[[float
 def spaced(name: str) -> str:
     """Write a name of ours as words for people."""
     return name.replace("_", " ")
+
+
+def bars_ahead(horizon: int) -> str:
+    """Write a horizon as words for people."""
+    return f"{horizon} bar{'' if horizon == 1 else 's'} ahead"
