@@ -49,7 +49,7 @@ from ml.tradingbots.data.splitters import BarSplitter, PurgedKFold, WalkForwardV
 EnsembleMethod = Literal["simple", "weighted", "voting", "stacking"]
 _SPLITTERS: dict[str, type[BarSplitter]] = {kind.__name__: kind for kind in (PurgedKFold, WalkForwardValidator)}
 # The normal distribution's quantiles at one standard deviation below and above its mean.
-_ONE_DEVIATION = (0.15865525393145707, 0.8413447460685429)
+ONE_DEVIATION = (0.15865525393145707, 0.8413447460685429)
 
 
 class PricePredictor(Protocol):
@@ -167,7 +167,7 @@ class EnsemblePricePredictor(ReturnPredictor):
             ValueError: there are no members, or their horizons differ.
         """
         named = getattr(self, "members_", None) or self._named()
-        found = {name: _horizons(member) for name, member in named.items()}
+        found = {name: horizons_of(member) for name, member in named.items()}
         if len(set(found.values())) != 1:
             shown_ = ", ".join(f"{name}: {horizons}" for name, horizons in found.items())
             raise ValueError(f"members must have the same horizons, got {shown_ or 'no members'}")
@@ -266,7 +266,7 @@ class EnsemblePricePredictor(ReturnPredictor):
             members, which more data would make smaller; "total", the root of the sum of both squares.
         """
         table, origins = self._ready(price_data, bars)
-        ends = self._members_quantiles(table, origins, np.array(_ONE_DEVIATION))
+        ends = self._members_quantiles(table, origins, np.array(ONE_DEVIATION))
         noise = np.sqrt(np.mean((0.5 * (ends[..., 1] - ends[..., 0])) ** 2, axis=0))
         disagreement = self._members_say(table, origins).std(0)
         parts = np.stack([noise, disagreement, np.hypot(noise, disagreement)], axis=-1)
@@ -283,7 +283,9 @@ class EnsemblePricePredictor(ReturnPredictor):
             "method": self.method,
             "splitter": _splitter_as_content(self.splitter),
             "assets": self.assets_,
-            "members": {name: (member.predictor_type, _as_tensor(member)) for name, member in self.members_.items()},
+            "members": {
+                name: (member.predictor_type, file_as_tensor(member)) for name, member in self.members_.items()
+            },
             "weights": torch.tensor(self.weights_.to_numpy()),
             "errors": None if errors is None else torch.tensor(errors.to_numpy()),
             "train_mean": torch.tensor(self._train_mean),
@@ -314,12 +316,12 @@ class EnsemblePricePredictor(ReturnPredictor):
         return self
 
     def _from_content(self, content: dict[str, Any]) -> EnsemblePricePredictor:
-        classes = {**_known_classes(), **{member.predictor_type: type(member) for member in self._named().values()}}
+        classes = {**predictor_classes(), **{member.predictor_type: type(member) for member in self._named().values()}}
         members = {}
         for name, (kind, file) in content["members"].items():
             if type(name) is not str or kind not in classes:
                 raise ValueError(f"member {shown(name)} is a {shown(kind)}; known are {', '.join(classes)}")
-            members[name] = _from_tensor(classes[kind], file)
+            members[name] = predictor_from_tensor(classes[kind], file)
         fresh = self._holding(members, content["method"], _splitter_from_content(content["splitter"]))
         fresh.members_, fresh.assets_ = members, content["assets"]
         if not fresh.assets_ or not all(type(name) is str for name in fresh.assets_):
@@ -607,7 +609,8 @@ def _values(member: PricePredictor, table: ForecastTable, origins: IntArray) -> 
     return frame.to_numpy().reshape(len(origins), table.bars.n_assets, -1)
 
 
-def _horizons(member: PricePredictor) -> tuple[int, ...]:
+def horizons_of(member: PricePredictor) -> tuple[int, ...]:
+    """Return how many bars ahead a predictor looks, increasing."""
     horizons: tuple[int, ...] = (
         member.horizons if isinstance(member, ReturnPredictor) else member.get_params(deep=False)["horizons"]
     )
@@ -625,21 +628,24 @@ def _tables(members: Mapping[str, PricePredictor], prices: Bars) -> list[Forecas
     return tables
 
 
-def _known_classes() -> dict[str, Any]:
+def predictor_classes() -> dict[str, Any]:
+    """Return the predictors of this library by the type that their files name."""
     networks = (LSTMPricePredictor, TransformerPricePredictor, CNNPricePredictor)
     naive = (ZeroPredictor, DriftPredictor, LastSignPredictor, RidgePredictor)
     return {kind.predictor_type: kind for kind in (*networks, *naive, EnsemblePricePredictor, LSTMEnsemble)}
 
 
-def _as_tensor(member: PricePredictor) -> torch.Tensor:
+def file_as_tensor(member: PricePredictor) -> torch.Tensor:
+    """Return the file that a fitted predictor would write, to be held by another file; uint8 (n_bytes,)."""
     with tempfile.TemporaryDirectory() as folder:
         content = member.save(Path(folder) / "member.pt").read_bytes()
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
-def _from_tensor(made: Any, content: Any) -> PricePredictor:
+def predictor_from_tensor(made: Any, content: Any) -> PricePredictor:
+    """Return the predictor whose file another file held; `made` is its class. Raises ValueError where it is none."""
     if type(content) is not torch.Tensor or content.dtype != torch.uint8 or content.ndim != 1:
-        raise ValueError("a member must be the bytes of its file")
+        raise ValueError("a predictor must be the bytes of its file")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "member.pt"
         path.write_bytes(content.numpy().tobytes())
