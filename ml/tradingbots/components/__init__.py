@@ -8,6 +8,7 @@ from ml.tradingbots.components.ddpg_agent import DDPGAgent, DDPGConfig
 from ml.tradingbots.components.ensemble_predictor import EnsemblePricePredictor, LSTMEnsemble
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.features import list_features
+from ml.tradingbots.components.forecast_feature import ForecastFeature, FrozenForecast, with_forecasts
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
 from ml.tradingbots.components.naive_predictors import DriftPredictor, LastSignPredictor, RidgePredictor, ZeroPredictor
 from ml.tradingbots.components.rl_agents import (
@@ -40,6 +41,8 @@ __all__ = [
     "DQNConfig",
     "DriftPredictor",
     "EnsemblePricePredictor",
+    "ForecastFeature",
+    "FrozenForecast",
     "LSTMConfig",
     "LSTMEnsemble",
     "LSTMPricePredictor",
@@ -61,4 +64,5 @@ __all__ = [
     "list_available_agents",
     "list_features",
     "load_rl_agent",
+    "with_forecasts",
 ]
