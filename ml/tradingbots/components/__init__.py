@@ -8,6 +8,7 @@ from ml.tradingbots.components.ddpg_agent import DDPGAgent, DDPGConfig
 from ml.tradingbots.components.ensemble_predictor import EnsemblePricePredictor
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.features import list_features
+from ml.tradingbots.components.forecast_feature import ForecastFeature, FrozenForecast, with_forecasts
 from ml.tradingbots.components.lstm_ensemble import LSTMEnsemble
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
 from ml.tradingbots.components.naive_predictors import DriftPredictor, LastSignPredictor, RidgePredictor, ZeroPredictor
@@ -42,6 +43,8 @@ __all__ = [
     "DQNConfig",
     "DriftPredictor",
     "EnsemblePricePredictor",
+    "ForecastFeature",
+    "FrozenForecast",
     "LSTMConfig",
     "LSTMEnsemble",
     "LSTMPricePredictor",
@@ -66,4 +69,5 @@ __all__ = [
     "list_features",
     "load_predictor",
     "load_rl_agent",
+    "with_forecasts",
 ]

@@ -39,7 +39,7 @@ from ml.tradingbots.data.splitters import BarSplitter
 
 EnsembleMethod = Literal["simple", "weighted", "voting", "stacking"]
 # The normal distribution's quantiles at one standard deviation below and above its mean.
-_ONE_DEVIATION = (0.15865525393145707, 0.8413447460685429)
+ONE_DEVIATION = (0.15865525393145707, 0.8413447460685429)
 
 
 class BaseEnsemble(ReturnPredictor):
@@ -181,7 +181,7 @@ class BaseEnsemble(ReturnPredictor):
             members, which more data would make smaller; "total", the root of the sum of both squares.
         """
         table, origins = self._ready(price_data, bars)
-        ends = self._members_quantiles(table, origins, np.array(_ONE_DEVIATION))
+        ends = self._members_quantiles(table, origins, np.array(ONE_DEVIATION))
         noise = np.sqrt(np.mean((0.5 * (ends[..., 1] - ends[..., 0])) ** 2, axis=0))
         disagreement = self._members_say(table, origins).std(0)
         parts = np.stack([noise, disagreement, np.hypot(noise, disagreement)], axis=-1)

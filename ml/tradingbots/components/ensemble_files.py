@@ -31,7 +31,7 @@ def member_from_tensor(made: type[Any], content: Any) -> PricePredictor:
         ValueError: they are none, or those of another predictor.
     """
     if type(content) is not torch.Tensor or content.dtype != torch.uint8 or content.ndim != 1:
-        raise ValueError("a member must be the bytes of its file")
+        raise ValueError("a predictor must be the bytes of its file")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "member.pt"
         path.write_bytes(content.numpy().tobytes())

@@ -84,7 +84,7 @@ def common_horizons(members: Mapping[str, PricePredictor]) -> tuple[int, ...]:
     Raises:
         ValueError: there are no members, or their horizons differ.
     """
-    found = {name: _horizons(member) for name, member in members.items()}
+    found = {name: horizons_of(member) for name, member in members.items()}
     if len(set(found.values())) != 1:
         shown = ", ".join(f"{name}: {horizons}" for name, horizons in found.items())
         raise ValueError(f"members must have the same horizons, got {shown or 'no members'}")
@@ -143,7 +143,8 @@ def purged_folds(
     return [(origins[train], origins[test]) for train, test in folds]
 
 
-def _horizons(member: PricePredictor) -> tuple[int, ...]:
+def horizons_of(member: PricePredictor) -> tuple[int, ...]:
+    """Return how far ahead a predictor forecasts."""
     horizons: tuple[int, ...] = (
         member.horizons if isinstance(member, ReturnPredictor) else member.get_params(deep=False)["horizons"]
     )

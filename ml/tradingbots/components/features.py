@@ -122,12 +122,15 @@ def market_features(
         Their names, and the table (n_bars, n_assets, n_features), NaN in warm-ups.
 
     Raises:
-        ValueError: a name is unknown, a field it needs is missing, a function returns another shape, or there is none.
+        ValueError: a name is unknown, a field it needs is missing, a function returns another shape or has the name
+            of another feature, or there is none.
     """
     columns = {name: _column(name, bars) for name in sorted(config.features, key=lambda name: name in bars.extra)}
     if config.use_extra_columns:
         columns.update(bars.extra)
     for name, function in extra_features.items():
+        if name in columns:
+            raise ValueError(f"extra feature {name!r} has the name of another feature; rename one of them")
         columns[name] = _checked(name, np.asarray(function(bars), dtype=np.float64), bars)
     if not columns:
         raise ValueError(

@@ -32,6 +32,7 @@ from ml.tradingbots.training.figure_style import (
     tinted,
     transparent,
 )
+from ml.tradingbots.training.forecast_results import ForecastValidation
 from ml.tradingbots.training.forecast_slices import (
     ForecastSlice,
     all_models,
@@ -39,7 +40,6 @@ from ml.tradingbots.training.forecast_slices import (
     forecast_slice,
     models_with_quantiles,
 )
-from ml.tradingbots.training.forecast_results import ForecastValidation
 from ml.tradingbots.training.formatting import bars_ahead
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from ml.tradingbots.components.forecast_table import FloatArray
 from ml.tradingbots.core.bootstrap import BootstrapInterval, automatic_block_length, block_bootstrap_interval
-from ml.tradingbots.training.forecast_slices import forecast_slice, horizons_of, models_at
 from ml.tradingbots.training.forecast_results import ForecastValidation
+from ml.tradingbots.training.forecast_slices import forecast_slice, horizons_of, models_at
 from ml.tradingbots.training.formatting import bars_ahead, format_fine_percent, format_interval, spaced
 from ml.tradingbots.training.results import NO_INTERVAL, Interval
 

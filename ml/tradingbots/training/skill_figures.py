@@ -25,8 +25,8 @@ from ml.tradingbots.training.figure_style import (
     thin,
 )
 from ml.tradingbots.training.forecast_figures import model_lines
-from ml.tradingbots.training.forecast_slices import all_models, check_horizon, horizons_of, models_at, origins_of
 from ml.tradingbots.training.forecast_results import ForecastValidation
+from ml.tradingbots.training.forecast_slices import all_models, check_horizon, horizons_of, models_at, origins_of
 from ml.tradingbots.training.formatting import bars_ahead
 
 SCORE_NAMES = {
