@@ -17,6 +17,9 @@ VERBS = {
     "train": "Train an agent on the past and judge it on what came after",
     "evaluate": "Judge a trained agent on prices, beside buy-and-hold",
     "act": "Print the weights that a trained agent wants to hold, as JSON",
+    "fit": "Fit a predictor of returns on the past and judge it on what came after",
+    "forecast": "Print what a fitted predictor expects, and how sure it is",
+    "walk-forward": "Fit predictors, or agents, again and again on the past, and judge them on what follows",
     "data": "List the price sources, or check and describe one",
     "demo": "Train SAC on the S&P 500 and judge it on 2013-2018",
 }
@@ -49,12 +52,12 @@ def _dispatch(arguments: list[str]) -> int:
         hint = f" Did you mean {close[0]!r}?" if close else ""
         kind = "option" if verb.startswith("-") else "verb"
         raise UsageError(f"unknown {kind} {verb!r}.{hint} Verbs: {', '.join(VERBS)} (see tradingbots --help)")
-    code: int = importlib.import_module(f"tradingbots.{verb}").run(rest)
+    code: int = importlib.import_module(f"tradingbots.{verb.replace('-', '_')}").run(rest)
     return code
 
 
 def _help() -> str:
-    lines = [f"  {verb:<10}{description}" for verb, description in VERBS.items()]
+    lines = [f"  {verb:<14}{description}" for verb, description in VERBS.items()]
     return "\n".join(
         [
             "usage: tradingbots VERB [OPTIONS]",

@@ -37,6 +37,7 @@ TEST_SHARE = 0.2
 N_EVALUATIONS = 10
 
 ConfigT = TypeVar("ConfigT")
+RunT = TypeVar("RunT", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +106,7 @@ class Blocks:
 
 def run(argv: list[str]) -> int:
     """Train, judge, report."""
-    arguments: Train[Any] = parse(Train[_config_class(argv)], "train", argv)  # type: ignore[misc]
+    arguments: Train[Any] = parse(Train[agent_config_class(argv)], "train", argv)  # type: ignore[misc]
     arguments = with_fitting_actions(arguments, argv)
     if arguments.run_dir is None:
         if arguments.resume:
@@ -116,13 +117,14 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def with_fitting_actions(arguments: Train[Any], argv: list[str]) -> Train[Any]:
+def with_fitting_actions(arguments: RunT, argv: list[str]) -> RunT:
     """Let the environment take the kind of actions that the agent gives, unless the user asked for another."""
     if any(word.replace("_", "-").startswith("--env.action-type") for word in argv):
         return arguments
     is_discrete = arguments.agent == "dqn" or getattr(arguments.config, "action_type", "continuous") == "discrete"
     wanted: ActionType = "discrete" if is_discrete else "continuous"
-    return dataclasses.replace(arguments, env=dataclasses.replace(arguments.env, action_type=wanted))
+    fitting: RunT = dataclasses.replace(arguments, env=dataclasses.replace(arguments.env, action_type=wanted))
+    return fitting
 
 
 def resume_command(verb: str, argv: list[str]) -> str:
@@ -169,7 +171,7 @@ def train_and_judge(arguments: Train[Any], *, how_to_resume: str) -> EvaluationR
         check_new(run_dir)
 
     with at_the_door():
-        _check_device(arguments.device)
+        check_device(arguments.device)
         blocks = cut(bars, arguments)
         env = TradingEnvironment(blocks.train, arguments.env)
         test_env = _whole(blocks.test, arguments.env)
@@ -274,7 +276,7 @@ def costs_in_words(config: TradingEnvConfig) -> str:
     return ", ".join(named) or "none"
 
 
-def _config_class(argv: list[str]) -> type:
+def agent_config_class(argv: list[str]) -> type:
     """Return the config class of the agent that the arguments name; its fields are the flags --config.*."""
     name = DEFAULT_AGENT
     for word, following in pairwise([*argv, ""]):
@@ -290,7 +292,8 @@ def _default_test_start(bars: Bars, arguments: Train[Any]) -> str:
     return str(used.timestamps[int(used.n_bars * (1.0 - TEST_SHARE))].isoformat())
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that is not there."""
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:

@@ -363,7 +363,9 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path, change, message):
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
     save_file(tmp_path / "other.pt", "predictor", {})
-    with pytest.raises(CheckpointError, match="holds a 'predictor', not a 'forecast feature'"):
+    with pytest.raises(
+        CheckpointError, match="holds a 'predictor', not a forecast feature: load it with load_predictor"
+    ):
         FrozenForecast.load(tmp_path / "other.pt")
 
 

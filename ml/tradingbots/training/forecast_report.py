@@ -132,6 +132,34 @@ def forecast_report_html(
     return page_html(title=title, period=_period(validation), verdict=verdict, body=body)
 
 
+def write_fan_report(
+    path: str | os.PathLike[str],
+    prices: Bars,
+    quantiles: pd.DataFrame,
+    *,
+    title: str = "Forecast",
+    facts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write one HTML file with fan charts of a single forecast.
+
+    Args:
+        path: the file to write; its folder is made where it is missing.
+        prices: what was forecast, up to the origin or further.
+        quantiles: one row of `predict_quantiles`, with levels in pairs such as 0.05 and 0.95.
+        title: headline of the page.
+        facts: what made the forecast, in words; versions are added.
+
+    Raises:
+        ValueError: the quantiles do not fit the prices, or have no pair of levels.
+    """
+    origin = quantiles.index[0]
+    body = [_fan_section(prices, {"": quantiles}), facts_section(dict(facts or {}))]
+    lead = "A fan says where prices may go, not where they will: a tenth of outcomes lies outside a band of 90%."
+    return write_page(
+        path, page_html(title=title, period=f"at the close of {origin:%Y-%m-%d %H:%M}", verdict=lead, body=body)
+    )
+
+
 def _scores_section(validation: ForecastValidation, comparisons: Sequence[Comparison]) -> str:
     texts = validation.formatted_table()
     above = {(found.model, found.horizon): _above_naive(found) for found in comparisons}

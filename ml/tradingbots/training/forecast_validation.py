@@ -59,6 +59,7 @@ def validate(
     n_bootstrap: int = 1_000,
     seed: int = 0,
     report: Callable[[FoldReport], None] | None = None,
+    fit_params: Callable[[str, int], Mapping[str, Any]] | None = None,
 ) -> ForecastValidation:
     """Fit a fresh predictor in every fold, and judge what it forecasts of bars that it never saw.
 
@@ -68,7 +69,7 @@ def validate(
 
     Args:
         factory: makes an unfitted predictor, or several by name. A predictor has `fit(price_data, bars=...)`,
-            `predict(price_data, bars=...)`, `get_params()` with its `horizons`, and `predict_quantiles` if it can.
+            `predict(price_data, bars=...)`, `horizons` (an attribute, or of `get_params()`), and `predict_quantiles` if it can.
         price_data: what `Bars.from_frame` accepts; predictors are given the same kind.
         splitter: makes folds of bars; its purge must be at least the longest horizon.
         naive: forecasts to compare with, by name. None: zero, drift, sign of the last return, and a ridge regression; one
@@ -78,6 +79,8 @@ def validate(
         n_bootstrap: resamples of each interval; 0 skips them.
         seed: of the resampling.
         report: called after each predictor and fold.
+        fit_params: what else a fit is given, by name of the predictor and number of the fold: `report` to watch it,
+            `checkpoint` to go on with it after an interruption. The naive ones are asked about as well.
 
     Returns:
         Tables of scores, and the forecasts themselves.
@@ -106,7 +109,8 @@ def validate(
         forecasts = {}
         for name, make in models.items():
             began = time.perf_counter()
-            forecasts[name] = _forecast(name, make(), price_data, bars, train, test, horizons[name])
+            params = {} if fit_params is None else fit_params(name, number)
+            forecasts[name] = _forecast(name, make(), price_data, bars, train, test, horizons[name], params)
             if report is not None:
                 seconds = time.perf_counter() - began
                 sizes = {"n_train_bars": len(train), "n_test_bars": len(test)}
@@ -187,15 +191,16 @@ def _named(factory: PredictorFactory) -> dict[str, Factory]:
 
 
 def _horizons_of(name: str, predictor: Any) -> tuple[int, ...]:
-    params = predictor.get_params()
-    if "horizons" not in params:
+    horizons = getattr(predictor, "horizons", None) or predictor.get_params().get("horizons")
+    if not horizons:
         raise TypeError(f"predictor {name!r} must say how far ahead it forecasts: get_params() must have 'horizons'")
-    return tuple(int(horizon) for horizon in params["horizons"])
+    return tuple(int(horizon) for horizon in horizons)
 
 
 def _window_of(models: Mapping[str, Factory]) -> int | None:
-    sizes = [make().get_params().get("window_size") for make in models.values()]
-    return max((size for size in sizes if size is not None), default=None)
+    # Those of an ensemble's members are called member__window_size.
+    params = [(key, value) for make in models.values() for key, value in make().get_params().items()]
+    return max((size for key, size in params if key.split("__")[-1] == "window_size"), default=None)
 
 
 def _forecast(
@@ -206,9 +211,10 @@ def _forecast(
     train: IntArray,
     test: IntArray,
     horizons: tuple[int, ...],
+    fit_params: Mapping[str, Any],
 ) -> Forecast:
     last_known = min(int(train[-1]) + max(horizons) + 1, bars.n_bars)
-    predictor.fit(until(price_data, last_known), bars=train)
+    predictor.fit(until(price_data, last_known), bars=train, **fit_params)
     seen = until(price_data, int(test[-1]) + 1)
     shape = (bars.n_assets, len(horizons))
     origins, mean = _read(name, predictor.predict(seen, bars=test), bars, test, (bars.assets, horizons))
