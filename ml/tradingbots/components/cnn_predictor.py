@@ -36,6 +36,11 @@ class CNNConfig(PredictorConfig):
                 f"n_filters and kernel_size must be at least 1, got {self.n_filters} and {self.kernel_size}"
             )
 
+    @property
+    def values_per_window(self) -> int:
+        """Numbers that the first layer makes of one window; the others make fewer of a shorter one."""
+        return self.window_size * max(self.n_filters)
+
 
 class CNNPricePredictor(BasePredictor):
     """Causal convolutions that halve the time axis, and a layer that knows where in the window things happened."""
