@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ml.tradingbots.components.early_stopping import EarlyStoppingCallback
 from ml.tradingbots.components.forecast_heads import Head
 from ml.tradingbots.components.forecast_table import Windows
-from ml.tradingbots.components.optimizers import clip_gradients
+from ml.tradingbots.components.optimizers import FusedAdamW, clip_gradients
 from ml.tradingbots.components.predictor_config import PredictorConfig
 
 # Numbers that one layer makes of the windows that pass a network at once on a processor. Larger tensors come fresh from the
@@ -80,9 +80,7 @@ class Fitting:
     def __init__(self, network: nn.Module, head: Head, windows: Windows, config: PredictorConfig) -> None:
         self.network, self.head, self.windows, self.config = network, head, windows, config
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = FusedAdamW(self.parameters, config.learning_rate, config.weight_decay)
         self.stopping = EarlyStoppingCallback(config.patience)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.pass_size = windows_at_once(config)
@@ -145,7 +143,7 @@ class Fitting:
                     parameter.grad = None
                 total += self._backward(samples, rows) * len(rows)
                 clip_gradients(self.parameters, self.config.max_grad_norm)
-                self.optimizer.step()
+                self.optimizer.advance()
         return float(total) / len(samples)
 
     def _backward(self, samples: Samples, rows: Tensor) -> Tensor:
