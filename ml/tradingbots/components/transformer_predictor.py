@@ -157,15 +157,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tenso
         is_causal = query.shape[2] > 1
         return scaled_dot_product_attention(query, key, value, is_causal=is_causal, dropout_p=dropout_p)
     weights = dropout(attention_weights(query, key), dropout_p)
-    return weights @ _filled(value)
+    return torch.bmm(weights.flatten(0, 1), _filled(value).flatten(0, 1)).view(query.shape)
 
 
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     """How much the last tokens look at each; (batch, n_heads, n_queries, n_tokens filled up to vectors), 0 where unseen."""
     n_queries, n_tokens = query.shape[2], key.shape[2]
-    scores = (query / math.sqrt(query.shape[-1])) @ _filled(key).mT
-    unseen = torch.full(scores.shape[-2:], -torch.inf, dtype=scores.dtype, device=scores.device)
-    return (scores + unseen.triu(n_tokens - n_queries + 1)).softmax(-1)
+    keys = _filled(key).flatten(0, 1)
+    unseen = torch.full((n_queries, keys.shape[1]), -torch.inf, dtype=key.dtype, device=key.device)
+    # Mask, scale and product in one call: each of them alone would write all scores once more.
+    scores = torch.baddbmm(
+        unseen.triu(n_tokens - n_queries + 1), query.flatten(0, 1), keys.mT, alpha=1.0 / math.sqrt(query.shape[-1])
+    )
+    return scores.softmax(-1).view(*query.shape[:2], n_queries, -1)
 
 
 def _filled(values: Tensor) -> Tensor:
