@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-learning test-slow test-oracle check format bench reference clean
+.PHONY: help setup demo test test-learning test-slow test-oracle check format bench bench-forecasting reference clean
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
 $(STAMP): pyproject.toml requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,8 +52,15 @@ bench: $(STAMP) ## Run the benchmarks (parity is checked before anything is time
 	$(BIN)/python benchmarks/agents.py
 	$(BIN)/python benchmarks/regret.py
 
+bench-forecasting: ## Compare predictors with neuralforecast in an environment of its own (.venv-forecasting; ten minutes)
+	$(PYTHON) -m venv .venv-forecasting
+# torch by itself first: the open range of neuralforecast could take another build, with gigabytes for GPUs.
+	.venv-forecasting/bin/python -m pip install --quiet torch==2.13.0
+	.venv-forecasting/bin/python -m pip install --quiet -c requirements/constraints.txt -e . neuralforecast==3.3.0
+	.venv-forecasting/bin/python benchmarks/forecasting.py --resume
+
 reference: $(STAMP) ## Score every agent on public tasks, five seeds (hours; goes on where it was interrupted)
 	$(BIN)/python benchmarks/reference.py --resume
 
 clean: ## Remove the virtual environments and caches
-	rm -rf $(VENV) .venv-oracle .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) .venv-oracle .venv-forecasting .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -102,11 +102,11 @@ def fill(options: Options) -> dict[str, Any]:
     agent.bind(vector_env)
     agent.normalizer.fix(*vector_env.observation_statistics())
     agent.scale_rewards = True
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     for _ in agent.training_steps(vector_env):
         if agent.num_updates >= options.gradient_steps:
             break
-    peak = _status_bytes("VmHWM")
+    peak = status_bytes("VmHWM")
     replay = agent.replay
     if replay.size != options.transitions or not bool(replay.rows[:, -2].any()):
         raise SystemExit(f"the memory holds {replay.size} transitions, not {options.transitions}")
@@ -120,7 +120,7 @@ def fill(options: Options) -> dict[str, Any]:
     }
 
 
-def _status_bytes(entry: str) -> int:
+def status_bytes(entry: str) -> int:
     """Read a figure of this process from Linux, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{entry}:"):

@@ -36,11 +36,11 @@ CODE = (
 )
 
 
-def conditions(settings: Any = None) -> dict[str, Any]:
+def conditions(settings: Any = None, packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
     """Return the machine, the versions and the settings of a measurement; call it with the threads already set."""
     return {
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "system": platform.system()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "code": code_digest(),
         "torch_threads": torch.get_num_threads(),
         "settings": as_json(settings),

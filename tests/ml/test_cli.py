@@ -103,7 +103,10 @@ def walked(run, n_steps):
 def test_no_verb_prints_the_verbs(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(f"\n  {verb} " in text for verb in ("train", "evaluate", "act", "fit", "forecast", "walk-forward", "data", "demo"))
+    assert all(
+        f"\n  {verb} " in text
+        for verb in ("train", "evaluate", "act", "fit", "forecast", "walk-forward", "data", "demo")
+    )
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "act", "data", "demo"])

@@ -7,7 +7,14 @@ import pytest
 import torch
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
-from ml.tradingbots.components.optimizers import FusedAdam, ListedOptimizer, RMSprop, clip_gradients, descend
+from ml.tradingbots.components.optimizers import (
+    FusedAdam,
+    FusedAdamW,
+    ListedOptimizer,
+    RMSprop,
+    clip_gradients,
+    descend,
+)
 
 SETTINGS = {"lr": 0.05, "alpha": 0.9, "eps": 1e-3}
 # Both sides do the same few operations in the same precision; the order of two of them may differ.
@@ -101,6 +108,18 @@ def test_adam_is_the_fused_one_of_pytorch_bit_for_bit():
     ours, theirs, steps = parameters(), parameters(), gradients(20)
     walk(FusedAdam(ours, 0.05, eps=1e-5), ours, steps)
     walk(torch.optim.Adam(theirs, 0.05, eps=1e-5, fused=True), theirs, steps)
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adamw_is_the_fused_one_of_pytorch_bit_for_bit_and_goes_on_after_a_restore(weight_decay):
+    ours, theirs, steps = parameters(), parameters(), gradients(20)
+    optimizer = FusedAdamW(ours, 0.05, weight_decay)
+    walk(optimizer, ours, steps[:10])
+    restored = FusedAdamW(ours, 1.0, 1.0)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    walk(restored, ours, steps[10:])
+    walk(torch.optim.AdamW(theirs, 0.05, weight_decay=weight_decay, fused=True), theirs, steps)
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 

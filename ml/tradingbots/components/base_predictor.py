@@ -21,7 +21,7 @@ from ml.tradingbots.components.forecast_heads import PointHead, make_head
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray, Windows
 from ml.tradingbots.components.predictor_config import PredictorConfig
 from ml.tradingbots.components.predictor_files import check_assets
-from ml.tradingbots.components.predictor_fitting import EVALUATION_BATCH, EpochReport, Fitting, ReportFunction, Samples
+from ml.tradingbots.components.predictor_fitting import EpochReport, Fitting, ReportFunction, Samples, windows_at_once
 from ml.tradingbots.components.return_predictor import N_RESIDUAL_LEVELS, ConfiguredPredictor, PriceData
 from ml.tradingbots.components.serialization import (
     DAMAGE,
@@ -270,7 +270,7 @@ class BasePredictor(ConfiguredPredictor):
         asset = torch.arange(n_assets, device=device).repeat(len(origins))
         number = torch.tensor([self._number(name) for name in table.bars.assets], device=device)
         parts = []
-        for rows in torch.split(torch.arange(len(bar), device=device), EVALUATION_BATCH):
+        for rows in torch.split(torch.arange(len(bar), device=device), windows_at_once(self.config)):
             parts.append(self.network(windows(asset[rows], bar[rows]), number[asset[rows]]))
         return torch.cat(parts)
 
@@ -289,7 +289,9 @@ class BasePredictor(ConfiguredPredictor):
         assert self.network is not None
         windows, parts = self._windows(table), []
         with torch.inference_mode():
-            for rows in torch.split(torch.arange(len(samples), device=samples.bar.device), EVALUATION_BATCH):
+            for rows in torch.split(
+                torch.arange(len(samples), device=samples.bar.device), windows_at_once(self.config)
+            ):
                 outputs = self.network(windows(samples.asset[rows], samples.bar[rows]), samples.asset[rows])
                 parts.append(samples.target[rows] - self._head.mean(outputs))
         residuals = torch.cat(parts).double().cpu().numpy()

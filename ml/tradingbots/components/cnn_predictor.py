@@ -113,6 +113,12 @@ class CNNConfig(PredictorConfig):
         learning = {"dropout": 0.5, "learning_rate": 1e-5, "batch_size": 128, "patience": 2, "validation_share": 0.3}
         return cls(**{"window_size": window_size, **image, **learning, "max_grad_norm": None, **changes})
 
+    @property
+    def values_per_window(self) -> int:
+        """Numbers that the first layer makes of one window; the others make fewer of a shorter one."""
+        rows = 1 if self.input == "series" else self.image_height
+        return self.window_size * rows * max(self.n_filters)
+
 
 class CNNPricePredictor(BasePredictor):
     """Convolutions over a window, and a layer that knows where in it things happened.

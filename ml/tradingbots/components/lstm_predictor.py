@@ -24,6 +24,11 @@ class LSTMConfig(PredictorConfig):
         super().__post_init__()
         check_network(self.hidden_dim, self.n_layers, self.dropout)
 
+    @property
+    def values_per_window(self) -> int:
+        """Numbers that a layer makes of one window."""
+        return self.window_size * self.hidden_dim
+
 
 class LSTMPricePredictor(BasePredictor):
     """Reads the window bar by bar; its last hidden state speaks."""

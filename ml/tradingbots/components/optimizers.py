@@ -83,30 +83,64 @@ class FusedAdam(ListedOptimizer, torch.optim.Adam):
     @torch.no_grad()
     def advance(self) -> None:
         """Take a step along the gradients: `step` without the hooks."""
-        (group,) = self.param_groups
         parameters, is_ready = self._is_ready()
-        if not is_ready:
-            for entry in self.state.values():
-                entry["step"] = entry["step"].clone()  # Each is counted by itself there.
+        if is_ready:
+            _advance_adam(self, torch._fused_adam_, parameters, 0.0)
+        else:
+            _separate_counters(self)
             torch.optim.Adam.step(self)  # Makes the state.
-            return
-        averages, squares, steps = self._counted(parameters, "exp_avg", "exp_avg_sq", "step")
-        beta1, beta2 = group["betas"]
-        torch._fused_adam_(
-            parameters,
-            [parameter.grad for parameter in parameters if parameter.grad is not None],
-            averages,
-            squares,
-            [],
-            steps,
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=0.0,
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
+
+
+class FusedAdamW(ListedOptimizer, torch.optim.AdamW):
+    """`torch.optim.AdamW(fused=True)` in the same way.
+
+    Args:
+        params: parameters, one group.
+        lr: step size.
+        weight_decay: decoupled, per unit of step size.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float = 0.0) -> None:
+        super().__init__(params, lr, weight_decay=weight_decay, fused=True)
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Take a step along the gradients: `step` without the hooks."""
+        parameters, is_ready = self._is_ready()
+        if is_ready:
+            _advance_adam(self, torch._fused_adamw_, parameters, self.param_groups[0]["weight_decay"])
+        else:
+            _separate_counters(self)
+            torch.optim.AdamW.step(self)  # Makes the state.
+
+
+def _separate_counters(optimizer: ListedOptimizer) -> None:
+    """Give every parameter a counter of its own again, as PyTorch's step counts them one by one."""
+    for entry in optimizer.state.values():
+        entry["step"] = entry["step"].clone()
+
+
+def _advance_adam(
+    optimizer: ListedOptimizer, update: Callable[..., None], parameters: list[Tensor], weight_decay: float
+) -> None:
+    (group,) = optimizer.param_groups
+    averages, squares, steps = optimizer._counted(parameters, "exp_avg", "exp_avg_sq", "step")
+    beta1, beta2 = group["betas"]
+    update(
+        parameters,
+        [parameter.grad for parameter in parameters if parameter.grad is not None],
+        averages,
+        squares,
+        [],
+        steps,
+        lr=group["lr"],
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=weight_decay,
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 class RMSprop(ListedOptimizer):

@@ -74,3 +74,8 @@ class PredictorConfig:
         if not 0.0 < self.validation_share < 1.0:
             raise ValueError(f"validation_share must be in (0, 1), got {self.validation_share}")
         make_head(self.head, self.quantiles)
+
+    @property
+    def values_per_window(self) -> int:
+        """Numbers that the widest layer makes of one window, about."""
+        return self.window_size * (len(self.features) + self.asset_dim)

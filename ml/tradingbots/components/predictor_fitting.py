@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,15 +10,27 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ml.tradingbots.components.early_stopping import EarlyStoppingCallback
 from ml.tradingbots.components.forecast_heads import Head
 from ml.tradingbots.components.forecast_table import Windows
-from ml.tradingbots.components.optimizers import clip_gradients
+from ml.tradingbots.components.optimizers import FusedAdamW, clip_gradients
 from ml.tradingbots.components.predictor_config import PredictorConfig
 
-# Windows evaluated at once where no gradient is needed.
-EVALUATION_BATCH = 4_096
+# Numbers that one layer makes of the windows that pass a network at once on a processor. Larger tensors come fresh from the
+# system at every step, and an LSTM then spends as long on faulting in their pages as on arithmetic.
+VALUES_AT_ONCE = 1 << 19
+LEAST_AT_ONCE = 32
+# Elsewhere a call costs more than its memory.
+DEVICE_AT_ONCE = 4_096
+
+
+def windows_at_once(config: PredictorConfig) -> int:
+    """Return how many windows a network takes at once, whatever the batch of a gradient step is; sizes alone decide it."""
+    if torch.device(config.device).type != "cpu":
+        return DEVICE_AT_ONCE
+    return max(LEAST_AT_ONCE, VALUES_AT_ONCE // config.values_per_window)
 
 
 @dataclass(frozen=True)
@@ -68,11 +81,13 @@ class Fitting:
     def __init__(self, network: nn.Module, head: Head, windows: Windows, config: PredictorConfig) -> None:
         self.network, self.head, self.windows, self.config = network, head, windows, config
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        self.optimizer = FusedAdamW(self.parameters, config.learning_rate, config.weight_decay)
         self.stopping = EarlyStoppingCallback(config.patience)
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.pass_size = windows_at_once(config)
+        # What normalises over a batch must see all of it.
+        over_batch = any(isinstance(module, _BatchNorm) for module in network.modules())
+        self.step_size = config.batch_size if over_batch else self.pass_size
         self.history: list[EpochReport] = []
 
     @property
@@ -113,8 +128,8 @@ class Fitting:
         """Mean loss of some windows."""
         self.network.eval()
         total = torch.zeros((), device=samples.target.device)
-        for first in range(0, len(samples), EVALUATION_BATCH):
-            rows = slice(first, first + EVALUATION_BATCH)
+        for first in range(0, len(samples), self.pass_size):
+            rows = slice(first, first + self.pass_size)
             outputs = self.network(self.windows(samples.asset[rows], samples.bar[rows]), samples.asset[rows])
             target = samples.target[rows]
             total += self.head.loss(outputs, target) * len(target)
@@ -128,15 +143,23 @@ class Fitting:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed + 1_000_003 * (len(self.history) + 1))
             for rows in torch.split(order, self.config.batch_size):
-                asset, target = samples.asset[rows], samples.target[rows]
-                loss = self.head.loss(self.network(self.windows(asset, samples.bar[rows]), asset), target)
                 for parameter in self.parameters:
                     parameter.grad = None
-                loss.backward()  # type: ignore[no-untyped-call]
+                total += self._backward(samples, rows) * len(rows)
                 clip_gradients(self.parameters, self.config.max_grad_norm)
-                self.optimizer.step()
-                total += loss.detach() * len(rows)
+                self.optimizer.advance()
         return float(total) / len(samples)
+
+    def _backward(self, samples: Samples, rows: Tensor) -> Tensor:
+        """Add the gradients of the mean loss of some windows, one pass of them after the other; returns that loss."""
+        total = torch.zeros((), device=rows.device)
+        for part in torch.tensor_split(rows, math.ceil(len(rows) / self.step_size)):
+            asset, target = samples.asset[part], samples.target[part]
+            loss = self.head.loss(self.network(self.windows(asset, samples.bar[part]), asset), target)
+            loss = loss * (len(part) / len(rows))
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides how the fit goes on."""

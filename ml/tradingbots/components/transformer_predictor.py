@@ -10,12 +10,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, pad, scaled_dot_product_attention
+from torch.nn.functional import dropout, gelu, pad, scaled_dot_product_attention
 
 from ml.tradingbots.components.base_predictor import BasePredictor
 from ml.tradingbots.components.lstm_predictor import check_network
 from ml.tradingbots.components.predictor_config import PredictorConfig
 from ml.tradingbots.components.return_predictor import PriceData
+
+# Tokens up to which attention is written out: PyTorch's fused one is made for long sequences and takes twice the time.
+SHORT = 64
+# A softmax over rows that do not fill a processor's vectors takes ten times as long as over rows that do.
+VECTOR = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +41,11 @@ class TransformerConfig(PredictorConfig):
             raise ValueError(f"patch_size must be in [1, window_size={self.window_size}], got {self.patch_size}")
         if self.n_heads < 1 or self.hidden_dim % self.n_heads:
             raise ValueError(f"n_heads must divide hidden_dim={self.hidden_dim}, got {self.n_heads}")
+
+    @property
+    def values_per_window(self) -> int:
+        """Numbers that the widest layer makes of one window."""
+        return math.ceil(self.window_size / self.patch_size) * 4 * self.hidden_dim
 
 
 class TransformerPricePredictor(BasePredictor):
@@ -93,8 +103,8 @@ class PatchTransformer(nn.Module):
         if self.n_missing:
             windows = pad(windows, (0, 0, self.n_missing, 0))
         x = self.embedding(windows.reshape(len(windows), self.n_tokens, -1)) + self.positions
-        for block in self.blocks:
-            x = block(x)
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x, last_only=number == len(self.blocks))
         outputs: Tensor = self.head(self.norm(x[:, -1]))
         return outputs
 
@@ -116,23 +126,54 @@ class CausalBlock(nn.Module):
         self.keeps_attention = False
         self.attention: list[Tensor] = []
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, n_tokens, width) to the same."""
-        batch, n_tokens, width = x.shape
+    def forward(self, x: Tensor, *, last_only: bool = False) -> Tensor:
+        """(batch, n_tokens, width) to the same, or to its last token alone, (batch, 1, width)."""
+        batch, n_tokens, _ = x.shape
         split = self.query_key_value(self.attention_norm(x)).view(batch, n_tokens, 3, self.n_heads, -1)
         query, key, value = split.permute(2, 0, 3, 1, 4)  # (batch, n_heads, n_tokens, width / n_heads) each.
-        found = scaled_dot_product_attention(
-            query, key, value, is_causal=True, dropout_p=self.dropout if self.training else 0.0
-        )
         if self.keeps_attention:
-            self.attention.append(_attention(query, key))
-        x = x + self.silence(self.mix(found.transpose(1, 2).reshape(batch, n_tokens, width)))
+            self.attention.append(attention_weights(query, key)[..., :n_tokens])
+        if last_only:  # Nobody reads what the others would say.
+            query, x = query[:, :, -1:], x[:, -1:]
+        found = attend(query, key, value, self.dropout if self.training else 0.0)
+        x = x + self.silence(self.mix(found.transpose(1, 2).reshape(x.shape)))
         result: Tensor = x + self.silence(self.narrow(gelu(self.widen(self.network_norm(x)))))
         return result
 
 
-def _attention(query: Tensor, key: Tensor) -> Tensor:
-    """The weights that `scaled_dot_product_attention` does not show; (batch, n_heads, n_tokens, n_tokens)."""
-    scores = query @ key.mT / math.sqrt(query.shape[-1])
-    future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-    return scores.masked_fill(future, -torch.inf).softmax(-1)
+def attend(query: Tensor, key: Tensor, value: Tensor, dropout_p: float) -> Tensor:
+    """Causal attention of the last tokens to all.
+
+    Args:
+        query: of all tokens, or of the last alone; (batch, n_heads, n_queries, width).
+        key: of all tokens; (batch, n_heads, n_tokens, width).
+        value: as `key`.
+        dropout_p: share of weights silenced.
+
+    Returns:
+        As `query`.
+    """
+    n_tokens = key.shape[2]
+    if n_tokens > SHORT:
+        is_causal = query.shape[2] > 1
+        return scaled_dot_product_attention(query, key, value, is_causal=is_causal, dropout_p=dropout_p)
+    weights = dropout(attention_weights(query, key), dropout_p)
+    return torch.bmm(weights.flatten(0, 1), _filled(value).flatten(0, 1)).view(query.shape)
+
+
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """How much the last tokens look at each; (batch, n_heads, n_queries, n_tokens filled up to vectors), 0 where unseen."""
+    n_queries, n_tokens = query.shape[2], key.shape[2]
+    keys = _filled(key).flatten(0, 1)
+    unseen = torch.full((n_queries, keys.shape[1]), -torch.inf, dtype=key.dtype, device=key.device)
+    # Mask, scale and product in one call: each of them alone would write all scores once more.
+    scores = torch.baddbmm(
+        unseen.triu(n_tokens - n_queries + 1), query.flatten(0, 1), keys.mT, alpha=1.0 / math.sqrt(query.shape[-1])
+    )
+    return scores.softmax(-1).view(*query.shape[:2], n_queries, -1)
+
+
+def _filled(values: Tensor) -> Tensor:
+    """Append tokens that nobody sees, up to whole vectors."""
+    missing = -values.shape[2] % VECTOR
+    return pad(values, (0, 0, 0, missing)) if missing else values
