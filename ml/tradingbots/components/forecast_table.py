@@ -90,6 +90,14 @@ class ForecastTable:
         """
         bars = Bars.from_frame(price_data)
         columns = feature_columns(bars, features)
+        # Asked for before it is computed, bar by bar of the look-back.
+        knows_volatility = 0 < volatility_bars < bars.n_bars
+        deviation = volatility(bars.close, volatility_bars) if knows_volatility else np.ones_like(bars.close)
+        moves = deviation > 0.0
+        deviation = _kept(deviation, moves)
+        scale = deviation[..., None] * np.sqrt(np.asarray(horizons, dtype=np.float64))
+        if not volatility_bars:
+            scale = np.ones((bars.n_bars, bars.n_assets, len(horizons)))
         known = np.asarray(np.isfinite(columns.reshape(bars.n_bars, -1)).all(axis=1))
         if not known.any():
             raise ValueError(
@@ -105,14 +113,12 @@ class ForecastTable:
                 f"price_data has {bars.n_bars} bars, a forecast needs {reach + 1}: window_size={window_size} after a "
                 f"warm-up of {warmup}, volatility over {volatility_bars}; give more bars or shorten these"
             )
-        deviation, moves = _kept_volatility(bars, volatility_bars)
-        root = np.sqrt(np.asarray(horizons, dtype=np.float64)) if volatility_bars else np.ones(len(horizons))
         return cls(
             bars=bars,
             window_size=window_size,
             features=columns,
             targets=forward_returns(bars, horizons),
-            scale=deviation[..., None] * root,
+            scale=scale,
             moves=moves,
             reach=reach,
             first_bar=max(reach, _first_known(bars, deviation, volatility_bars)),
@@ -183,15 +189,11 @@ class ForecastTable:
         return np.flatnonzero(np.cumsum(covered)[:-1] > 0)
 
 
-def _kept_volatility(bars: Bars, n_bars: int) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """Return the last volatility above 0 of each asset, NaN before the first, and where it is a new one; ones for 0 bars."""
-    if not n_bars:
-        return np.ones_like(bars.close), np.ones(bars.close.shape, dtype=bool)
-    deviation = volatility(bars.close, n_bars)
-    moves = deviation > 0.0
-    rows = np.where(moves, np.arange(bars.n_bars)[:, None], 0)
+def _kept(deviation: FloatArray, moves: npt.NDArray[np.bool_]) -> FloatArray:
+    """Return the last volatility of each asset at which it moved, NaN before the first; as `deviation`."""
+    rows = np.where(moves, np.arange(len(moves))[:, None], 0)
     kept = np.take_along_axis(deviation, np.maximum.accumulate(rows, axis=0), axis=0)
-    return np.where(kept > 0.0, kept, np.nan), moves
+    return np.where(kept > 0.0, kept, np.nan)
 
 
 def _first_known(bars: Bars, deviation: FloatArray, volatility_bars: int) -> int:
