@@ -68,8 +68,7 @@ def validate(
 
     Args:
         factory: makes an unfitted predictor, or several by name. A predictor has `fit(price_data, bars=...)`,
-            `predict(price_data, bars=...)`, `get_params()`, which has its `horizons` unless it has an attribute of that name,
-            and `predict_quantiles` if it can.
+            `predict(price_data, bars=...)`, `horizons` (an attribute, or of `get_params()`), and `predict_quantiles` if it can.
         price_data: what `Bars.from_frame` accepts; predictors are given the same kind.
         splitter: makes folds of bars; its purge must be at least the longest horizon.
         naive: forecasts to compare with, by name. None: zero, drift, sign of the last return, and a ridge regression; one
@@ -188,21 +187,16 @@ def _named(factory: PredictorFactory) -> dict[str, Factory]:
 
 
 def _horizons_of(name: str, predictor: Any) -> tuple[int, ...]:
-    # An ensemble's are those of its members.
     horizons = getattr(predictor, "horizons", None) or predictor.get_params().get("horizons")
-    if horizons is None:
-        raise TypeError(
-            f"predictor {name!r} must say how far ahead it forecasts: get_params() must have 'horizons', or it an attribute "
-            "of that name"
-        )
+    if not horizons:
+        raise TypeError(f"predictor {name!r} must say how far ahead it forecasts: get_params() must have 'horizons'")
     return tuple(int(horizon) for horizon in horizons)
 
 
 def _window_of(models: Mapping[str, Factory]) -> int | None:
-    """Return the longest window of all models, members of ensembles included."""
-    params = [item for make in models.values() for item in make().get_params().items()]
-    sizes = [size for key, size in params if key.rpartition("__")[2] == "window_size"]
-    return max(sizes, default=None)
+    # Those of an ensemble's members are called member__window_size.
+    params = [(key, value) for make in models.values() for key, value in make().get_params().items()]
+    return max((size for key, size in params if key.split("__")[-1] == "window_size"), default=None)
 
 
 def _forecast(
