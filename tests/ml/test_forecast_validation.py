@@ -7,6 +7,7 @@ import torch
 from sklearn.base import clone
 
 from ml.tradingbots.components.cnn_predictor import CNNPricePredictor
+from ml.tradingbots.components.ensemble_predictor import EnsemblePricePredictor
 from ml.tradingbots.components.forecast_table import forward_returns
 from ml.tradingbots.components.lstm_predictor import LSTMPricePredictor
 from ml.tradingbots.components.naive_predictors import RidgePredictor
@@ -290,6 +291,15 @@ def test_a_predictor_named_like_a_usual_naive_one_stands_in_its_place():
     assert check(lambda: clone(own), naive=None, n_bootstrap=0).naive == ("zero", "drift", "last_sign")
 
 
+def test_an_ensemble_can_be_judged_beside_a_ridge_that_sees_as_much_as_its_members():
+    def ensemble():
+        return EnsemblePricePredictor([RidgePredictor(window_size=12), RidgePredictor()])
+
+    found = check({"ensemble": ensemble}, naive=None, n_bootstrap=0)
+    wanted = check(lambda: RidgePredictor(window_size=12), naive={}, n_bootstrap=0)
+    assert found.predictions["ridge"].equals(wanted.predictions["ridge"])
+
+
 # --- Refusals
 
 
@@ -336,6 +346,9 @@ class OtherAsset(PointLagOne):
 
 
 class Silent(PointLagOne):
+    def __init__(self):
+        self.horizons = None
+
     def get_params(self, deep=True):
         return {}
 

@@ -73,7 +73,8 @@ class BasePredictor(ConfiguredPredictor):
         """Learn from a price table.
 
         Features are standardised by their statistics over the training windows alone. The last `validation_share` of the
-        origins decides when to stop, and the weights with the least validation loss are kept.
+        origins decides when to stop, and the weights with the least validation loss are kept. With `volatility_bars` nothing
+        is learned from an asset that stood still for a whole look-back; forecasts of it are in units of its last volatility.
 
         Args:
             price_data: what `Bars.from_frame` accepts, one asset or many.
@@ -88,7 +89,7 @@ class BasePredictor(ConfiguredPredictor):
             The predictor itself.
 
         Raises:
-            ValueError: there are too few bars, or the checkpoint is of another fit.
+            ValueError: there are too few bars, no asset moved, or the checkpoint is of another fit.
             FloatingPointError: the network diverged.
         """
         table = self._table(price_data)
@@ -217,7 +218,7 @@ class BasePredictor(ConfiguredPredictor):
         std = rows.std(0)
         self._mean_of_features, self._std_of_features = rows.mean(0), np.where(std < 1e-12, 1.0, std)
         returns = table.targets[origins]
-        scaled = returns / table.scale[origins]
+        scaled = table.scaled_targets(origins)
         self._target_mean = np.nanmean(scaled, (0, 1))
         std = np.nanstd(scaled, (0, 1))
         self._target_std = np.where(std < 1e-12, 1.0, std)
@@ -230,7 +231,7 @@ class BasePredictor(ConfiguredPredictor):
         )
 
     def _samples(self, table: ForecastTable, origins: IntArray) -> Samples:
-        scaled = (table.targets[origins] / table.scale[origins] - self._target_mean) / self._target_std
+        scaled = (table.scaled_targets(origins) - self._target_mean) / self._target_std
         origin, asset = np.nonzero(np.isfinite(scaled).all(-1))
         device = self.config.device
         return Samples(

@@ -69,7 +69,7 @@ class MemberFits:
             forecasts.append(said.reshape(len(fitted), -1, said.shape[-1]))
             targets.append(table.targets[test].reshape(-1, said.shape[-1]))
         said, found = np.concatenate(forecasts, axis=1), np.concatenate(targets)
-        # Where a market stood still, a member that scales by volatility says nothing.
+        # A member of a user's own may say nothing of some asset.
         known = np.isfinite(said).all((0, 2))
         if not known.any():
             raise ValueError("there is no bar out of fold that all members have a forecast for")

@@ -124,8 +124,7 @@ def purged_folds(
     """
     purge_size = max(common_horizons(members))
     tables = _tables(members, table.bars)
-    # Bars that a forecast reads before its origin, warm-ups of indicators included.
-    reach = max(max(part.first_bar, part.window_size) for part in tables)
+    reach = max(max(part.reach, part.window_size) for part in tables)
     window_size = max(part.window_size for part in tables)
     made: Any = splitter or PurgedKFold(5, purge_size=purge_size, embargo_size=reach)
     if made.purge_size < purge_size:

@@ -55,9 +55,14 @@ class ForecastTable:
     targets: FloatArray
     """Log returns over each horizon; (n_bars, n_assets, n_horizons), NaN where unknown."""
     scale: FloatArray
-    """What targets are divided by: volatility per bar known at the bar times √horizon, or 1; as `targets`."""
+    """What forecasts are made in units of: volatility per bar known at the bar times √horizon, or 1; as `targets`. An asset
+    that stood still for a whole look-back keeps the last volatility it had; NaN before it first moves."""
+    moves: npt.NDArray[np.bool_]
+    """Whether an asset moved within its look-back; where it did not, nothing is learned from it; (n_bars, n_assets)."""
+    reach: int
+    """Bars that a forecast reads before its origin, warm-ups of features included; a volatility that was kept is older."""
     first_bar: int
-    """First bar with a full window and a scale."""
+    """First bar at which every asset has a full window and a scale."""
     horizon: int
     """The longest one."""
 
@@ -100,8 +105,8 @@ class ForecastTable:
         # Asked for before it is computed, bar by bar of the look-back.
         knows_volatility = 0 < volatility_bars < bars.n_bars
         deviation = volatility(bars.close, volatility_bars) if knows_volatility else np.ones_like(bars.close)
-        # A market that stood still for a whole look-back has no scale of its own.
-        deviation = np.where(deviation <= 0.0, np.nan, deviation)
+        moves = deviation > 0.0
+        deviation = _kept(deviation, moves)
         scale = deviation[..., None] * np.sqrt(np.asarray(horizons, dtype=np.float64))
         if not volatility_bars:
             scale = np.ones((bars.n_bars, bars.n_assets, len(horizons)))
@@ -114,14 +119,46 @@ class ForecastTable:
         if not known[warmup:].all():
             row = warmup + int(np.argmin(known[warmup:]))
             raise ValueError(f"a feature is undefined at row {row} ({bars.timestamps[row]}), after its warm-up")
-        first_scale = volatility_bars if volatility_bars else 0
-        first_bar = max(warmup + window_size - 1, first_scale)
-        if first_bar >= bars.n_bars:
+        reach = max(warmup + window_size - 1, volatility_bars)
+        if reach >= bars.n_bars:
             raise ValueError(
-                f"price_data has {bars.n_bars} bars, a forecast needs {first_bar + 1}: window_size={window_size} after a "
+                f"price_data has {bars.n_bars} bars, a forecast needs {reach + 1}: window_size={window_size} after a "
                 f"warm-up of {warmup}, volatility over {volatility_bars}; give more bars or shorten these"
             )
-        return cls(bars, window_size, columns, forward_returns(bars, horizons), scale, first_bar, max(horizons))
+        return cls(
+            bars=bars,
+            window_size=window_size,
+            features=columns,
+            targets=forward_returns(bars, horizons),
+            scale=scale,
+            moves=moves,
+            reach=reach,
+            first_bar=max(reach, _first_known(bars, deviation, volatility_bars)),
+            horizon=max(horizons),
+        )
+
+    def scaled_targets(self, origins: IntArray) -> FloatArray:
+        """Return targets in units of `scale`, NaN where nothing is to be learned; (n_origins, n_assets, n_horizons).
+
+        An asset that stands still says nothing about how it moves, and in units of the last moves before it stopped the
+        first one after could be of any size.
+
+        Raises:
+            ValueError: no asset moved before any of the origins.
+        """
+        self.check_moves(origins)
+        targets: FloatArray = self.targets[origins] / self.scale[origins]
+        targets[~self.moves[origins]] = np.nan
+        return targets
+
+    def check_moves(self, origins: IntArray) -> None:
+        """Refuse origins at which every asset stands still; raises ValueError."""
+        if not self.moves[origins].any():
+            first, last = self.bars.timestamps[origins[[0, -1]]]
+            raise ValueError(
+                f"no asset moved in the look-back of any of {len(origins)} origins from {first} to {last}, so there is nothing "
+                "to learn in units of its volatility; give other bars, or use volatility_bars=0"
+            )
 
     @property
     def n_features(self) -> int:
@@ -132,7 +169,7 @@ class ForecastTable:
         """Return the bars at which forecasts are made.
 
         Args:
-            bars: those asked for, increasing positions; those without a full window are left out. None: all.
+            bars: those asked for, increasing positions; those without a full window or a scale are left out. None: all.
             labelled: whether the return over the longest horizon must be known.
 
         Raises:
@@ -150,7 +187,7 @@ class ForecastTable:
         last = n_bars - 1 - (self.horizon if labelled else 0)
         kept = asked[(asked >= self.first_bar) & (asked <= last)]
         if len(kept) == 0:
-            wanted = "a full window and a known return" if labelled else "a full window"
+            wanted = "a full window, a scale and a known return" if labelled else "a full window and a scale"
             raise ValueError(
                 f"none of the {len(asked)} bars asked for has {wanted}: they must lie in [{self.first_bar}, {last}]"
             )
@@ -162,6 +199,29 @@ class ForecastTable:
         np.add.at(covered, origins - self.window_size + 1, 1)
         np.add.at(covered, origins + 1, -1)
         return np.flatnonzero(np.cumsum(covered)[:-1] > 0)
+
+
+def _kept(deviation: FloatArray, moves: npt.NDArray[np.bool_]) -> FloatArray:
+    """Return the last volatility of each asset at which it moved, NaN before the first; as `deviation`."""
+    rows = np.where(moves, np.arange(len(moves))[:, None], 0)
+    kept = np.take_along_axis(deviation, np.maximum.accumulate(rows, axis=0), axis=0)
+    return np.where(kept > 0.0, kept, np.nan)
+
+
+def _first_known(bars: Bars, deviation: FloatArray, volatility_bars: int) -> int:
+    """Return the first bar at which every asset has a volatility.
+
+    Raises:
+        ValueError: one never has.
+    """
+    known = np.isfinite(deviation)
+    for asset, name in enumerate(bars.assets):
+        if not known[:, asset].any():
+            raise ValueError(
+                f"{name!r} has not moved in any of {bars.n_bars} bars, so volatility_bars={volatility_bars} finds no "
+                "volatility to forecast in units of; leave it out, give earlier bars, or use volatility_bars=0"
+            )
+    return int(np.argmax(known, axis=0).max())
 
 
 class Windows:

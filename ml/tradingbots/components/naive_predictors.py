@@ -94,7 +94,8 @@ class NaivePredictor(ConfiguredPredictor):
     """A forecast in closed form, with the distribution that its training errors had.
 
     Quantiles are those of the training errors around the expected return, pooled over assets; with `volatility_bars` of
-    errors divided by the volatility known at their origin, times the present one.
+    errors divided by the volatility known at their origin, times the present one. From an asset that stood still for a whole
+    look-back nothing is learned; what is said of it is in units of the last volatility that it had.
 
     Args:
         config: hyperparameters; None takes the class's defaults.
@@ -129,13 +130,14 @@ class NaivePredictor(ConfiguredPredictor):
         """
         began = time.perf_counter()
         table, origins = self._origins(price_data, bars, labelled=True)
+        table.check_moves(origins)
         returns = table.targets[origins]
         self.assets_ = table.bars.assets
         self._train_mean = returns.mean((0, 1))
         widening = self._learn(table, origins)
         errors = returns - self._mean(table, origins)
         scaled = (errors / table.scale[origins]).reshape(-1, len(self.horizons)) * widening
-        known = np.isfinite(scaled).all(1)
+        known = table.moves[origins].ravel()
         self._residuals = np.quantile(scaled[known], np.linspace(0.0, 1.0, N_RESIDUAL_LEVELS), axis=0).T
         if report is not None:
             speed = len(scaled) / (time.perf_counter() - began)
@@ -236,7 +238,7 @@ class LastSignPredictor(NaivePredictor):
     _learned: ClassVar[tuple[str, ...]] = ("magnitude_",)
 
     def _learn(self, table: ForecastTable, origins: IntArray) -> float:
-        self.magnitude_ = np.nanmean(np.abs(table.targets[origins] / table.scale[origins]), (0, 1))
+        self.magnitude_ = np.nanmean(np.abs(table.scaled_targets(origins)), (0, 1))
         return 1.0
 
     def _mean(self, table: ForecastTable, origins: IntArray) -> FloatArray:
@@ -303,7 +305,7 @@ class RidgePredictor(NaivePredictor):
         for first in range(0, len(origins), _ORIGINS_AT_ONCE):
             chosen = origins[first : first + _ORIGINS_AT_ONCE]
             targets = (table.targets[chosen] / table.scale[chosen]).reshape(-1, len(self.horizons))
-            known = np.isfinite(targets).all(1)
+            known = table.moves[chosen].ravel()
             yield windows[chosen - window_size + 1].reshape(len(targets), -1)[known], targets[known]
 
     def _shape(self, name: str, n_assets: int, n_horizons: int) -> tuple[int, ...]:
@@ -335,8 +337,6 @@ class _Moments:
             n_rows += len(x)
             parts = (x.sum(0), y.sum(0), x.T @ x, x.T @ y, (y * y).sum(0))
             sums = [total + part for total, part in zip(sums, parts, strict=True)]
-        if n_rows == 0:
-            raise ValueError("no origin has a known volatility: the market stood still at all of them")
         x_mean, y_mean = sums[0] / n_rows, sums[1] / n_rows
         gram = sums[2] - n_rows * np.outer(x_mean, x_mean)
         cross = sums[3] - n_rows * np.outer(x_mean, y_mean)

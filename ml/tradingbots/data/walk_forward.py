@@ -35,8 +35,9 @@ class WalkForwardValidator(BarSplitter):
             as many bars as come before the first test block.
         purge_size: bars dropped from the end of training because their labels reach into the test block: a training
             bar t has t + purge_size < first test bar. At least the horizon of the labels.
-        embargo_size: bars dropped before those. Training never follows its test block here, so this is only a wider
-            gap, such as the time that refitting takes.
+        embargo_size: extra distance between training and test: as many bars are dropped before those that are purged, such
+            as the time that refitting takes. Nothing is dropped after a test, where an embargo has its meaning in other
+            splitters: here no training follows its test.
         min_train_size: fewest bars that a fold may learn from, after purge and embargo.
 
     Raises:
