@@ -90,6 +90,20 @@ def test_a_walk_forward_counts_fits_that_take_epochs_and_says_what_each_took():
     assert lines[-1].startswith("100%  2/2 fits")
 
 
+def test_time_left_is_known_however_long_ago_the_last_fit_ended():
+    clock, console = Clock(), plain_console()
+    with WalkForwardProgress(4, console=console, clock=clock) as progress:
+        for _ in range(2):
+            clock.seconds += 100.0
+            progress.on_epoch(0)(epoch(1))
+            progress.on_fold(fold_report("lstm", 0))
+        for number in range(2, 10):
+            clock.seconds += 20.0
+            progress.on_epoch(1)(epoch(number))
+    # Two fits in the 340 seconds to the last line: as long again.
+    assert "50%  2/4 fits  5 min 40 s left" in lines_of(console)[-1]
+
+
 def test_silence_is_complete():
     console = plain_console()
     with FitProgress(4, enabled=False, console=console) as progress:

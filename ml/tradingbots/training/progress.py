@@ -168,6 +168,10 @@ class RLProgressTracker:
     def _mark(self) -> None:
         now = self._clock()
         self._marks.append((now, self._done, self._num_timesteps))
+        if self._rate_unit is None:
+            # Long units of unlike length: only the whole way says how long the rest may take.
+            while len(self._marks) > 2:
+                del self._marks[1]
         while len(self._marks) > 2 and now - self._marks[0][0] > RATE_WINDOW_SECONDS:
             self._marks.popleft()
 
