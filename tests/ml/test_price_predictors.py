@@ -107,11 +107,11 @@ def test_the_file_of_another_predictor_is_named_with_the_way_to_load_it(name, fi
 def test_the_file_of_an_agent_is_named_with_the_way_to_load_it_and_the_other_way_round(files, tmp_path):
     agent = create_rl_agent("ppo", state_dim=4, action_dim=1)
     path = agent.save(tmp_path / "agent.pt")
-    message = r"agent\.pt holds a 'ppo' agent, not a 'predictor': load it with load_rl_agent\(path\)$"
+    message = r"agent\.pt holds a 'ppo' agent, not a predictor: load it with load_rl_agent\(path\)$"
     for load in (load_predictor, LSTMPricePredictor().load, EnsemblePricePredictor().load, ZeroPredictor().load):
         with pytest.raises(CheckpointError, match=message):
             load(path)
-    message = r"ridge\.pt holds a 'ridge' predictor, not an 'agent': load it with load_predictor\(path\)$"
+    message = r"ridge\.pt holds a 'ridge' predictor, not an agent: load it with load_predictor\(path\)$"
     for load in (load_rl_agent, agent.load):
         with pytest.raises(CheckpointError, match=message):
             load(files["ridge"])
@@ -119,7 +119,7 @@ def test_the_file_of_an_agent_is_named_with_the_way_to_load_it_and_the_other_way
 
 def test_the_checkpoint_of_a_fit_is_named_with_its_use(tmp_path):
     LSTMPricePredictor(**TINY).fit(FRAME, checkpoint=tmp_path / "fit.pt")
-    with pytest.raises(CheckpointError, match=r"holds a 'predictor fit', not a 'predictor': give it to fit\("):
+    with pytest.raises(CheckpointError, match=r"holds a 'predictor fit', not a predictor: give it to fit\("):
         load_predictor(tmp_path / "fit.pt")
 
 

@@ -210,11 +210,11 @@ def _stand_in(module: str, name: str) -> type:
 
 
 def _what_it_is(kind: Any, type_: Any, expected: str) -> str:
-    """Return "a 'ppo' agent, not a 'predictor': load it so"."""
+    """Return "a 'ppo' agent, not a predictor: load it so"."""
     what = f"{shown(type_)} {kind}" if type(type_) is str and type_ else shown(kind)
     advice = _HOW_TO_LOAD.get(kind) if type(kind) is str else None
     article = "an" if expected[0] in "aeiou" else "a"
-    return f"a {what}, not {article} {expected!r}{f': {advice}' if advice else ''}"
+    return f"a {what}, not {article} {expected}{f': {advice}' if advice else ''}"
 
 
 def _check_archive(path: Path) -> None:
