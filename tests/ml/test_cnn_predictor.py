@@ -234,3 +234,23 @@ def test_the_papers_settings_give_networks_of_its_size(bars, last_rows, n_inputs
     assert network(torch.zeros(2, 1, config.image_height, 3 * bars, dtype=torch.uint8)).shape == (2, 2)
     with pytest.raises(ValueError, match="window_size must be one of 5, 20, 60, got 10"):
         CNNConfig.jiang_kelly_xiu(10)
+
+
+class Watched(CNNPricePredictor):
+    """Notes how many images each step of its fit normalises together."""
+
+    def _new_network(self, n_features, n_outputs):
+        network = super()._new_network(n_features, n_outputs)
+        self.sizes = []
+        first = next(module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))
+        first.register_forward_hook(
+            lambda module, inputs, _: self.sizes.append(len(inputs[0])) if module.training else None
+        )
+        return network
+
+
+def test_batch_normalisation_sees_the_whole_batch_however_large():
+    watched = Watched(**(SMALL | {"n_filters": (64, 8)}), max_epochs=1, batch_size=150)
+    watched.fit(prices(260))
+    assert set(watched.sizes[:-1]) == {150}
+    assert max(watched.sizes) == 150
