@@ -26,8 +26,8 @@ class LSTMConfig(PredictorConfig):
 
     @property
     def values_per_window(self) -> int:
-        """Numbers that a layer makes of one window."""
-        return self.window_size * self.hidden_dim
+        """Numbers that a layer makes of one window: its states and its cells."""
+        return self.window_size * 2 * self.hidden_dim
 
 
 class LSTMPricePredictor(BasePredictor):

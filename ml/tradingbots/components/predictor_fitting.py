@@ -20,7 +20,7 @@ from ml.tradingbots.components.predictor_config import PredictorConfig
 
 # Numbers that one layer makes of the windows that pass a network at once on a processor. Larger tensors come fresh from the
 # system at every step, and an LSTM then spends as long on faulting in their pages as on arithmetic.
-VALUES_AT_ONCE = 1 << 19
+VALUES_AT_ONCE = 1 << 20
 LEAST_AT_ONCE = 32
 # Elsewhere a call costs more than its memory.
 DEVICE_AT_ONCE = 4_096
