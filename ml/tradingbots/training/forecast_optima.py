@@ -223,7 +223,7 @@ def combine(
     *,
     seed: int,
     members: Mapping[str, PredictorConfig | RidgeConfig] | None = None,
-    n_train: int = 20_000,
+    n_train: int = 10_000,
     n_test: int = 50_000,
 ) -> tuple[EnsembleRow, ...]:
     """Fit ensembles of all methods from the same members and judge them beside the best of these.
@@ -299,7 +299,7 @@ def cover_stationary(
     head: HeadName,
     seed: int,
     n_train: int = 20_000,
-    n_calibration: int = 2_000,
+    n_calibration: int = 5_000,
     n_test: int = 50_000,
 ) -> IntervalRow:
     """Fit a predictor to a market that cannot be predicted and count what its 90% intervals hold on another path.
@@ -419,7 +419,7 @@ def _interval(predictor: Any, prices: pd.DataFrame, origins: IntArray) -> FloatA
 
 
 def _ensembles(members: Mapping[str, Any], prices: pd.DataFrame) -> dict[EnsembleMethod, EnsemblePricePredictor]:
-    """Fit an ensemble by each method; three folds are enough to weigh members by 20,000 bars."""
+    """Fit an ensemble by each method; three folds are enough to weigh members by thousands of bars."""
     window_size = max(member.config.window_size for member in members.values())
     splitter = PurgedKFold(3, purge_size=1, embargo_size=window_size)
     methods: tuple[EnsembleMethod, ...] = ("stacking", "weighted", "simple", "voting")

@@ -132,8 +132,8 @@ class EnsembleRow:
 
     @property
     def paired_excess(self) -> float:
-        """Loss above that of the best member, in standard errors of the difference."""
-        return (self.loss - self.best_loss) / self.paired_error
+        """Loss above that of the best member, in standard errors of the difference; 0 where the ensemble is that member."""
+        return (self.loss - self.best_loss) / self.paired_error if self.paired_error else 0.0
 
     @property
     def r2_share(self) -> float:
