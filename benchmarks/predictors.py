@@ -1,6 +1,6 @@
 """How close predictors come to the best forecast there is, on unseen bars of markets where it is known.
 
-    python benchmarks/predictors.py --save                          # all cases, five seeds; twenty-five minutes on one core
+    python benchmarks/predictors.py --save                          # all cases, five seeds; twenty minutes on one core
     python benchmarks/predictors.py --cases noise pattern --seeds 2
     python benchmarks/predictors.py --resume                        # goes on where a run was interrupted
 
@@ -81,44 +81,51 @@ class Measure:
     """Property of the row."""
     low: float = -math.inf
     high: float = math.inf
+    target: float | None = None
+    """What would be best between two bounds; None: their middle."""
     unit: str = "%"
-    """Figures are fractions and shown as percentages, or counts of standard errors (s.e.)."""
+    """Figures are fractions, shown as percentages or percentage points, or counts of standard errors (s.e.)."""
+    is_loss: bool = False
+    """Whether less is better where nothing is required."""
 
     def reached(self, value: float) -> bool:
         """Whether a seed does as required."""
         return self.low <= value <= self.high
 
     def badness(self, value: float) -> float:
-        """How far on the wrong side; only comparisons mean anything."""
-        if math.isinf(self.high):
-            return -value
-        return value if math.isinf(self.low) else abs(value - 0.5 * (self.low + self.high))
+        """How far from what would be best; only comparisons mean anything."""
+        if math.isinf(self.low) and math.isinf(self.high):
+            return value if self.is_loss else -value
+        if math.isinf(self.low) or math.isinf(self.high):
+            return value if math.isinf(self.low) else -value
+        target = 0.5 * (self.low + self.high) if self.target is None else self.target
+        return max((value - target) / (self.high - target), (target - value) / (target - self.low))
 
 
 COVERAGE = Measure("coverage", 0.88, 0.92)
 MEASURES: dict[str, tuple[Measure, ...]] = {
     "ar1": (
         Measure("r2_share", low=0.8),
-        Measure("accuracy_gap", -0.01, 0.01),
+        Measure("accuracy_gap", -0.01, 0.01, unit="points"),
         COVERAGE,
         Measure("pinball_excess", high=0.03),
     ),
-    "noise": (Measure("r2", -0.005, 0.001), COVERAGE),
+    "noise": (Measure("r2", -0.005, 0.001, target=0.0), COVERAGE),
     "sine": (Measure("r2_share", low=0.8), Measure("linear_share")),
     "pattern cnn": (Measure("auc_share", low=0.8), Measure("r2_share")),
     "pattern ridge, 16 lags": (Measure("auc_share"), Measure("r2_share")),
-    "pattern ridge, 1 lag": (Measure("auc_errors", -2.0, 2.0, "s.e."), Measure("r2_share")),
+    "pattern ridge, 1 lag": (Measure("auc_errors", -2.0, 2.0, unit="s.e."), Measure("r2_share")),
     "mixture": (Measure("largest_error", high=3.0, unit="s.e."),),
     "ensembles": (
         Measure("excess", high=1.0, unit="s.e."),
-        Measure("paired_excess", unit="s.e."),
+        Measure("paired_excess", unit="s.e.", is_loss=True),
         Measure("r2_share"),
         Measure("best_r2_share"),
     ),
     # A majority is not meant to have a small squared error.
     "ensembles voting": (
-        Measure("excess", unit="s.e."),
-        Measure("paired_excess", unit="s.e."),
+        Measure("excess", unit="s.e.", is_loss=True),
+        Measure("paired_excess", unit="s.e.", is_loss=True),
         Measure("r2_share"),
         Measure("best_r2_share"),
     ),
@@ -206,7 +213,7 @@ def _parts(row: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], tuple[Mea
     """Yield the lines of a row: its name, figures and what is required of them."""
     case, what = row["case"], row["what"]
     for part in row["found"]:
-        named = {"sine": f"{what}, {part.get('horizon')} bars", "ensembles": f"{what}, {part.get('method')}"}
+        named = {"sine": f"{what}, horizon {part.get('horizon')}", "ensembles": f"{what}, {part.get('method')}"}
         kind = f"{case} {part.get('method', what)}"
         yield named.get(case, what), part, MEASURES.get(kind) or MEASURES[case]
 
@@ -254,7 +261,9 @@ def _print_summary(summary: list[dict[str, Any]]) -> None:
 
 
 def _shown(value: float, measure: Measure) -> str:
-    return f"{value:.2f} s.e." if measure.unit == "s.e." else f"{value:.2%}"
+    if measure.unit == "%":
+        return f"{value:.2%}"
+    return f"{100.0 * value if measure.unit == 'points' else value:.2f} {measure.unit}"
 
 
 if __name__ == "__main__":
