@@ -34,7 +34,9 @@ def main() -> None:
     """Keep a run and write the page, or check it."""
     if sys.argv[1:] == ["--check"]:
         if page(PAGE.read_text(encoding="utf-8")) != PAGE.read_text(encoding="utf-8"):
-            raise SystemExit(f"{PAGE.relative_to(ROOT)} differs from {KEPT.relative_to(ROOT)}: run benchmarks/stocks_page.py")
+            raise SystemExit(
+                f"{PAGE.relative_to(ROOT)} differs from {KEPT.relative_to(ROOT)}: run benchmarks/stocks_page.py"
+            )
         return
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
