@@ -12,3 +12,10 @@ def test_the_tables_of_the_pages_are_what_the_results_are():
         [sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_twenty_stocks_is_what_was_kept():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/stocks_page.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
