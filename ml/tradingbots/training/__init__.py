@@ -15,6 +15,7 @@ from ml.tradingbots.training.forecast_progress import FitProgress
 from ml.tradingbots.training.forecast_validation import ForecastValidation, validate
 from ml.tradingbots.training.loggers import CSVLogger, Logger, MemoryLogger, TensorBoardLogger
 from ml.tradingbots.training.look_ahead import LookAheadError, LookAheadReport, audit_look_ahead
+from ml.tradingbots.training.portfolio_backtest import PortfolioBacktest, backtest_portfolio
 from ml.tradingbots.training.progress import RLProgressTracker
 from ml.tradingbots.training.reports import write_report
 from ml.tradingbots.training.results import EvaluationResult
@@ -50,6 +51,7 @@ __all__ = [
     "MemoryLogger",
     "ModelCheckpointer",
     "PanelSplit",
+    "PortfolioBacktest",
     "PurgedKFold",
     "RLProgressTracker",
     "RLTrainingConfig",
@@ -61,6 +63,7 @@ __all__ = [
     "Trajectory",
     "WalkForwardValidator",
     "audit_look_ahead",
+    "backtest_portfolio",
     "evaluate_agent",
     "evaluate_episodes",
     "train_rl_agent",
