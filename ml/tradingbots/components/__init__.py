@@ -1,6 +1,7 @@
 """Environments and agents: what `ml/README.md` builds with."""
 
 from ml.tradingbots.components.a2c_agent import A2CAgent, A2CConfig
+from ml.tradingbots.components.allocators import SkfolioAllocator, create_allocator, list_allocators
 from ml.tradingbots.components.base_agent import BaseAgent
 from ml.tradingbots.components.base_predictor import BasePredictor
 from ml.tradingbots.components.cnn_predictor import CNNConfig, CNNPricePredictor
@@ -12,6 +13,13 @@ from ml.tradingbots.components.forecast_feature import ForecastFeature, FrozenFo
 from ml.tradingbots.components.lstm_ensemble import LSTMEnsemble
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
 from ml.tradingbots.components.naive_predictors import DriftPredictor, LastSignPredictor, RidgePredictor, ZeroPredictor
+from ml.tradingbots.components.portfolio_sources import AgentSource, AllocatorSource, PredictorSource
+from ml.tradingbots.components.portfoliomanager import (
+    PortfolioConfig,
+    PortfolioDecision,
+    PortfolioManager,
+    PortfolioState,
+)
 from ml.tradingbots.components.price_predictors import create_predictor, list_available_predictors, load_predictor
 from ml.tradingbots.components.rl_agents import (
     DQNAgent,
@@ -32,6 +40,8 @@ from ml.tradingbots.components.vector_environment import TradingVectorEnv
 __all__ = [
     "A2CAgent",
     "A2CConfig",
+    "AgentSource",
+    "AllocatorSource",
     "BaseAgent",
     "BasePredictor",
     "CNNConfig",
@@ -51,9 +61,15 @@ __all__ = [
     "LastSignPredictor",
     "PPOAgent",
     "PPOConfig",
+    "PortfolioConfig",
+    "PortfolioDecision",
+    "PortfolioManager",
+    "PortfolioState",
+    "PredictorSource",
     "RidgePredictor",
     "SACAgent",
     "SACConfig",
+    "SkfolioAllocator",
     "TD3Agent",
     "TD3Config",
     "TradingEnvConfig",
@@ -62,8 +78,10 @@ __all__ = [
     "TransformerConfig",
     "TransformerPricePredictor",
     "ZeroPredictor",
+    "create_allocator",
     "create_predictor",
     "create_rl_agent",
+    "list_allocators",
     "list_available_agents",
     "list_available_predictors",
     "list_features",

@@ -18,6 +18,7 @@ from ml.tradingbots.training.forecast_validation import validate
 from ml.tradingbots.training.forecast_verdict import forecast_verdict
 from ml.tradingbots.training.loggers import CSVLogger, Logger, MemoryLogger, TensorBoardLogger
 from ml.tradingbots.training.look_ahead import LookAheadError, LookAheadReport, audit_look_ahead
+from ml.tradingbots.training.portfolio_backtest import PortfolioBacktest, backtest_portfolio
 from ml.tradingbots.training.progress import RLProgressTracker
 from ml.tradingbots.training.reports import write_report
 from ml.tradingbots.training.results import EvaluationResult
@@ -54,6 +55,7 @@ __all__ = [
     "MemoryLogger",
     "ModelCheckpointer",
     "PanelSplit",
+    "PortfolioBacktest",
     "PurgedKFold",
     "RLProgressTracker",
     "RLTrainingConfig",
@@ -65,6 +67,7 @@ __all__ = [
     "Trajectory",
     "WalkForwardValidator",
     "audit_look_ahead",
+    "backtest_portfolio",
     "evaluate_agent",
     "evaluate_episodes",
     "forecast_verdict",
