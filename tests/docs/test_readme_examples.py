@@ -11,6 +11,7 @@ PAGES = [
     ROOT / "ml" / "README.md",
     ROOT / "docs" / "data.md",
     ROOT / "docs" / "forecasting.md",
+    ROOT / "docs" / "regimes.md",
     *sorted((ROOT / "docs" / "algorithms").glob("*.md")),
 ]
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -8,6 +8,16 @@ from ml.tradingbots.components.ddpg_agent import DDPGAgent, DDPGConfig
 from ml.tradingbots.components.ensemble_predictor import EnsemblePricePredictor, LSTMEnsemble
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.features import list_features
+from ml.tradingbots.components.hiddenmarkov import (
+    GaussianHMM,
+    JumpModel,
+    OnlineHMM,
+    RegimeDetector,
+    VolatilityThreshold,
+    load_detector,
+    regime_features,
+    select_n_regimes,
+)
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
 from ml.tradingbots.components.naive_predictors import DriftPredictor, LastSignPredictor, RidgePredictor, ZeroPredictor
 from ml.tradingbots.components.rl_agents import (
@@ -40,12 +50,16 @@ __all__ = [
     "DQNConfig",
     "DriftPredictor",
     "EnsemblePricePredictor",
+    "GaussianHMM",
+    "JumpModel",
     "LSTMConfig",
     "LSTMEnsemble",
     "LSTMPricePredictor",
     "LastSignPredictor",
+    "OnlineHMM",
     "PPOAgent",
     "PPOConfig",
+    "RegimeDetector",
     "RidgePredictor",
     "SACAgent",
     "SACConfig",
@@ -56,9 +70,13 @@ __all__ = [
     "TradingVectorEnv",
     "TransformerConfig",
     "TransformerPricePredictor",
+    "VolatilityThreshold",
     "ZeroPredictor",
     "create_rl_agent",
     "list_available_agents",
     "list_features",
+    "load_detector",
     "load_rl_agent",
+    "regime_features",
+    "select_n_regimes",
 ]
