@@ -206,18 +206,23 @@ def test_parameters_of_one_sample_are_recovered():
 
 @pytest.mark.learning
 def test_parameters_are_recovered_over_five_seeds():
-    deviations = []
+    deviations, variances = [], []
     for name in ("bull_bear", "toy"):
         true = true_model(name)
         for seed in range(5):
             model = fit_of(name, 20_000, seed).match_regimes(true)
-            np.testing.assert_allclose(model.covariances_, true.covariances_, rtol=0.05)
             deviations.append((model.means_ - true.means_)[:, 0] / model.mean_errors_[:, 0])
+            variances.append((model.covariances_ / true.covariances_ - 1.0).ravel())
+    deviations, variances = np.concatenate(deviations), np.abs(np.concatenate(variances))
+    print("means, in standard errors", deviations.round(2), "variances, relative", variances.round(3))
     # Of 20 deviations in standard errors, about one is beyond 2 by chance, more than four in 0.3% of the tries; their mean
     # square is about 1, above 1.9 in 1%.
-    deviations = np.concatenate(deviations)
     assert (np.abs(deviations) > 2.0).sum() <= 4
     assert np.mean(deviations**2) < 1.9
+    # Bear holds 5,000 of the bars, so its variance has a standard error of 2.1%: of five such one is beyond 5% in every
+    # twelfth try. The others' is 1.3% or less.
+    assert (variances > 0.05).sum() <= 1
+    assert variances.max() < 0.08
 
 
 def test_a_chain_that_alternates_is_found_to():
@@ -442,6 +447,11 @@ def test_the_filter_of_all_bars_is_the_one_of_fitting():
         (lambda: GaussianHMM().fit(pd.DataFrame({"a": np.arange(50.0), "b": 0.1})), "feature b is constant"),
         (lambda: GaussianHMM(n_regimes=3).fit(np.tile([0.0, 1.0], 50)), "has 2 distinct bars, too few for n_regimes=3"),
         (lambda: GaussianHMM(return_feature=1).fit(np.arange(50.0)), "return_feature is 1, and X has 1 features"),
+        (
+            lambda: GaussianHMM().fit(np.r_[np.arange(50.0), 1e200]),
+            r"variance that a float holds; its largest value is 1e\+200",
+        ),
+        (lambda: KNOWN.smooth_for_analysis(np.zeros((5, 3))), "fitted on 2 features, and is given 3"),
         (lambda: KNOWN.sample(0, seed=1), "n_bars must be at least 1"),
         (lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0, -1.0], np.eye(2)), "positive definite"),
         (lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0, 1.0], np.ones((2, 2))), "each row must sum to 1"),

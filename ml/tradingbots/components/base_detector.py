@@ -138,7 +138,7 @@ class BaseDetector(Configured, ABC):
         fresh.n_features_in_ = histories.rows.shape[1]
         fresh.feature_names_in_ = histories.names
         fresh._learn(histories)
-        fresh.reset()
+        fresh._state = fresh._first_state()
         self.__dict__.clear()
         self.__dict__.update(fresh.__dict__)
         return self
@@ -184,6 +184,7 @@ class BaseDetector(Configured, ABC):
 
     def reset(self) -> None:
         """Begin a new history: forget the bars given to `update`."""
+        self._require_fitted()
         self._state = self._first_state()
 
     def _walk(self, X: Any) -> list[State]:

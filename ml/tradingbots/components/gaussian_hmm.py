@@ -21,7 +21,7 @@ from ml.tradingbots.components.base_detector import (
 from ml.tradingbots.components.hmm_em import Fit, Parameters, fit_parameters
 from ml.tradingbots.components.hmm_emissions import Covariance, Emission, Emissions
 from ml.tradingbots.components.regime_detector import FloatArray, SmoothedProbabilities
-from ml.tradingbots.components.regime_inputs import Histories, Standardiser, read_histories
+from ml.tradingbots.components.regime_inputs import Histories, Standardiser, read_rows
 from ml.tradingbots.components.regime_names import are_separated, matching_order, regime_names, regime_order
 from ml.tradingbots.core.hidden_markov import filter_step, smooth_sequences, stationary_distribution
 
@@ -174,7 +174,7 @@ class GaussianHMM(BaseDetector):
         )
         means, errors, _ = model._returns_of_regimes()
         model._name(are_separated(means, errors))
-        model.reset()
+        model._state = model._first_state()
         return model
 
     # Learning.
@@ -339,7 +339,7 @@ class GaussianHMM(BaseDetector):
         For pictures and for studying the past. What is done at a bar must come from `filter` or `predict_next`.
         """
         self._require_fitted()
-        log_density = np.array(self._evidence(read_histories([X]).rows))
+        log_density = np.array(self._evidence(read_rows(X, self.n_features_in_, self.feature_names_in_)))
         starts = np.arange(len(log_density)) == 0
         found = smooth_sequences(log_density, self.initial_probabilities_, self.transition_matrix_, starts)
         return SmoothedProbabilities(found.smoothed, self._names)

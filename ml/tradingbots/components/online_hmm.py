@@ -99,7 +99,7 @@ class OnlineHMM(BaseDetector):
         model._require_fitted()
         detector = cls(n_regimes=model.n_regimes, return_feature=model.config.return_feature, **changes)
         detector._begin(model, n_bars)
-        detector.reset()
+        detector._state = detector._first_state()
         return detector
 
     def _begin(self, model: GaussianHMM, n_bars: int) -> None:

@@ -142,9 +142,14 @@ class Standardiser:
         """Learn it.
 
         Raises:
-            ValueError: a feature never changes.
+            ValueError: a feature never changes, or a value is so large that there is no variance.
         """
-        center, scale = histories.rows.mean(axis=0), histories.rows.std(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            center, scale = histories.rows.mean(axis=0), histories.rows.std(axis=0)
+        if not np.isfinite(scale).all():
+            raise ValueError(
+                f"X must have a variance that a float holds; its largest value is {histories.rows.max():g}"
+            )
         # A constant that no float holds exactly has a deviation of roundings.
         still = np.flatnonzero(scale <= 1e-12 * np.abs(center))
         if len(still):
