@@ -12,6 +12,7 @@ PAGES = [
     ROOT / "docs" / "data.md",
     ROOT / "docs" / "forecasting.md",
     ROOT / "docs" / "portfolio.md",
+    ROOT / "docs" / "regimes.md",
     *sorted((ROOT / "docs" / "algorithms").glob("*.md")),
 ]
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -209,6 +209,8 @@ def test_noise_is_the_deviation_of_the_log_price_from_the_sine():
         (lambda: regime_switching(10, drifts=(0.0,), volatilities=(0.1, 0.1), seed=1), "one entry for each"),
         (lambda: regime_switching(10, volatilities=(0.1, 0.0), seed=1), "every volatility must be finite and above 0"),
         (lambda: regime_switching(10, stay_probability=1.0, seed=1), r"stay_probability must be in \[0, 1\)"),
+        (lambda: regime_switching(10, stay_probability=(0.9, 1.0), seed=1), r"stay_probability must be in \[0, 1\)"),
+        (lambda: regime_switching(10, stay_probability=(0.9,), seed=1), "one for each of 2 regimes, got 1"),
         (lambda: sine(10, period=2.0, seed=1), "period must be finite and above 2"),
         (lambda: sine(10, amplitude=0.0, seed=1), "amplitude must be finite and above 0"),
         (lambda: sine(10, noise=-1.0, seed=1), "noise must be finite and at least 0"),

@@ -10,6 +10,16 @@ from ml.tradingbots.components.ensemble_predictor import EnsemblePricePredictor
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.features import list_features
 from ml.tradingbots.components.forecast_feature import ForecastFeature, FrozenForecast, with_forecasts
+from ml.tradingbots.components.hiddenmarkov import (
+    GaussianHMM,
+    JumpModel,
+    OnlineHMM,
+    RegimeDetector,
+    VolatilityThreshold,
+    load_detector,
+    regime_features,
+    select_n_regimes,
+)
 from ml.tradingbots.components.lstm_ensemble import LSTMEnsemble
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
 from ml.tradingbots.components.naive_predictors import DriftPredictor, LastSignPredictor, RidgePredictor, ZeroPredictor
@@ -55,10 +65,13 @@ __all__ = [
     "EnsemblePricePredictor",
     "ForecastFeature",
     "FrozenForecast",
+    "GaussianHMM",
+    "JumpModel",
     "LSTMConfig",
     "LSTMEnsemble",
     "LSTMPricePredictor",
     "LastSignPredictor",
+    "OnlineHMM",
     "PPOAgent",
     "PPOConfig",
     "PortfolioConfig",
@@ -66,6 +79,7 @@ __all__ = [
     "PortfolioManager",
     "PortfolioState",
     "PredictorSource",
+    "RegimeDetector",
     "RidgePredictor",
     "SACAgent",
     "SACConfig",
@@ -77,6 +91,7 @@ __all__ = [
     "TradingVectorEnv",
     "TransformerConfig",
     "TransformerPricePredictor",
+    "VolatilityThreshold",
     "ZeroPredictor",
     "create_allocator",
     "create_predictor",
@@ -85,7 +100,10 @@ __all__ = [
     "list_available_agents",
     "list_available_predictors",
     "list_features",
+    "load_detector",
     "load_predictor",
     "load_rl_agent",
+    "regime_features",
+    "select_n_regimes",
     "with_forecasts",
 ]

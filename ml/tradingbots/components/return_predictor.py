@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from ml.tradingbots.components.configured import Configured
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray
 from ml.tradingbots.components.predictor_files import KIND, read_predictor
 from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, save_file
@@ -171,7 +171,7 @@ class ReturnPredictor(ABC):
         return pd.DataFrame(values.reshape(len(origins), -1), index=table.bars.timestamps[origins], columns=columns)
 
 
-class ConfiguredPredictor(ReturnPredictor):
+class ConfiguredPredictor(Configured, ReturnPredictor):
     """A predictor with one config, whose fields are its hyperparameters.
 
     Args:
@@ -179,51 +179,11 @@ class ConfiguredPredictor(ReturnPredictor):
         **changes: single hyperparameters, in place of the config's.
     """
 
-    config_class: ClassVar[type[Any]]
-    config: Any
-
-    def __init__(self, config: Any = None, **changes: Any) -> None:
-        if config is not None and not isinstance(config, self.config_class):
-            raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
-        self._check_names(changes)
-        self.config = dataclasses.replace(config or self.config_class(), **changes)
-
     @property
     def horizons(self) -> tuple[int, ...]:
         """Bars ahead, increasing."""
         horizons: tuple[int, ...] = self.config.horizons
         return horizons
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Return the hyperparameters by name; `deep` is not used."""
-        return {field.name: getattr(self.config, field.name) for field in dataclasses.fields(self.config)}
-
-    def set_params(self, **params: Any) -> Self:
-        """Change hyperparameters; what was learned is forgotten.
-
-        Raises:
-            ValueError: a name is unknown or a value is refused.
-        """
-        self._check_names(params)
-        self._become(type(self)(dataclasses.replace(self.config, **params)))
-        return self
-
-    def __sklearn_clone__(self) -> Self:
-        return type(self)(self.config)
-
     def _config_classes(self) -> tuple[type, ...]:
         return (self.config_class,)
-
-    def _check_names(self, params: Mapping[str, Any]) -> None:
-        known = [field.name for field in dataclasses.fields(self.config_class)]
-        unknown = [name for name in params if name not in known]
-        if unknown:
-            raise ValueError(
-                f"unknown hyperparameter {unknown[0]!r} of {self.config_class.__name__}; known are {', '.join(known)}"
-            )
-
-    def __repr__(self) -> str:
-        """The class and what differs from its defaults."""
-        default = self.config_class()
-        changed = [f"{name}={value!r}" for name, value in self.get_params().items() if value != getattr(default, name)]
-        return f"{type(self).__name__}({', '.join(changed)})"

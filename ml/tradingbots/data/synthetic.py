@@ -110,8 +110,9 @@ class RegimeSwitching:
     """Expected simple return per bar in each regime, above -1; (n_regimes,)."""
     volatilities: tuple[float, ...] = (0.008, 0.016)
     """Standard deviation of the log return per bar in each regime, > 0; (n_regimes,)."""
-    stay_probability: float = 0.98
-    """Probability that a regime lasts one bar more, in [0, 1); its mean length is 1 / (1 - stay_probability) bars."""
+    stay_probability: float | tuple[float, ...] = 0.98
+    """Probability that a regime lasts one bar more, in [0, 1); its mean length is 1 / (1 - stay_probability) bars. One
+    number, or one for each regime."""
 
     def __post_init__(self) -> None:
         if len(self.drifts) != len(self.volatilities) or len(self.drifts) < 2:
@@ -123,15 +124,26 @@ class RegimeSwitching:
             _check_above("every drift", drift, -1.0)
         for volatility in self.volatilities:
             _check_above("every volatility", volatility, 0.0)
-        if not 0.0 <= self.stay_probability < 1.0:
+        if len(self._stay_probabilities) != len(self.drifts):
+            raise ValueError(
+                f"stay_probability must be one number or one for each of {len(self.drifts)} regimes, "
+                f"got {len(self._stay_probabilities)}"
+            )
+        if not all(0.0 <= stay < 1.0 for stay in self._stay_probabilities):
             raise ValueError(f"stay_probability must be in [0, 1), got {self.stay_probability}")
+
+    @property
+    def _stay_probabilities(self) -> tuple[float, ...]:
+        if isinstance(self.stay_probability, tuple):
+            return self.stay_probability
+        return (self.stay_probability,) * len(self.drifts)
 
     @property
     def transition_matrix(self) -> FloatArray:
         """Probability of the next regime (column) given this one (row); (n_regimes, n_regimes)."""
-        n_regimes = len(self.drifts)
-        matrix: FloatArray = np.full((n_regimes, n_regimes), (1.0 - self.stay_probability) / (n_regimes - 1))
-        np.fill_diagonal(matrix, self.stay_probability)
+        stay = np.array(self._stay_probabilities)
+        matrix: FloatArray = np.repeat(((1.0 - stay) / (len(stay) - 1))[:, None], len(stay), axis=1)
+        np.fill_diagonal(matrix, stay)
         return matrix
 
     @property
@@ -247,7 +259,7 @@ def regime_switching(
     *,
     drifts: tuple[float, ...] = (0.001, -0.001),
     volatilities: tuple[float, ...] = (0.008, 0.016),
-    stay_probability: float = 0.98,
+    stay_probability: float | tuple[float, ...] = 0.98,
     seed: int,
 ) -> SyntheticMarket:
     """Make a market that changes between hidden regimes, each a random walk of its own.
@@ -256,7 +268,7 @@ def regime_switching(
         n_bars: number of bars, at least 2.
         drifts: expected simple return per bar in each regime; (n_regimes,).
         volatilities: standard deviation of the log return per bar in each regime; (n_regimes,).
-        stay_probability: probability that a regime lasts one bar more.
+        stay_probability: probability that a regime lasts one bar more, one number or one for each regime.
         seed: seed of the generator.
 
     Returns:
