@@ -76,8 +76,8 @@ def guarded(work: Callable[[], int], *, debug: bool = False) -> int:
             traceback.print_exc()
         print(_one_line(str(stop) or "interrupted"), file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError, MemoryError) as error:
-        return _report(error, debug)
+    except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+        return _report(error, debug)  # FloatingPointError: a network diverged, and the message says what to change.
     except RuntimeError as error:
         if "allocate memory" not in str(error) and "out of memory" not in str(error):
             raise

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import pairwise
@@ -16,13 +16,19 @@ import pandas as pd
 from ml.tradingbots.components.serialization import write_atomically
 from ml.tradingbots.data import Bars
 from ml.tradingbots.data.timestamps import utc_timestamp
-from ml.tradingbots.training import FitProgress, ForecastValidation, WalkForwardValidator, validate
+from ml.tradingbots.training import (
+    FitProgress,
+    ForecastValidation,
+    WalkForwardValidator,
+    leaking_features,
+    validate,
+)
 from ml.tradingbots.training.forecast_report import write_forecast_report
-from tradingbots.console import OptionalDate, OptionalPath, Prices, at_the_door, parse, show
+from tradingbots.console import OptionalDate, OptionalPath, Prices, at_the_door, note, parse, show
 from tradingbots.periods import load_bars
 from tradingbots.predictor_flags import check_names, config_class, make_predictor, max_epochs
-from tradingbots.run_folder import check_new
-from tradingbots.scores import show_scores
+from tradingbots.run_folder import claimed
+from tradingbots.scores import show_scores, show_weights
 
 DEFAULT_PREDICTOR = "lstm"
 # What is kept for the test, where `--test-start` does not say.
@@ -35,8 +41,8 @@ ConfigT = TypeVar("ConfigT")
 class Fit(Generic[ConfigT]):
     """Fit a predictor on the prices before a date, judge it on those after beside naive forecasts, and leave one folder.
 
-    The folder holds config.json, predictor.pt, history.csv, report.html and checkpoints/, from which an interrupted fit goes
-    on. Forecasts are of log returns; those of the test are made once, and nothing is chosen on them.
+    The folder holds config.json, predictor.pt, history.csv, report.html (where there is a test) and checkpoints/, from which an
+    interrupted fit goes on. Forecasts are of log returns; those of the test are made once, and nothing is chosen on them.
     """
 
     prices: Prices
@@ -66,7 +72,7 @@ def run(argv: list[str]) -> int:
     """Fit, judge, report."""
     arguments: Fit[Any] = parse(Fit[config_class([_named(argv)])], "fit", argv)  # type: ignore[misc]
     with at_the_door():
-        check_names([arguments.predictor])
+        check_names([arguments.predictor], arguments.config)
         bars = load_bars(arguments.prices).between(arguments.train_start, arguments.test_end)
         predictor = make_predictor(arguments.predictor, arguments.config)
         first_test = _first_test(bars, arguments)
@@ -77,44 +83,67 @@ def run(argv: list[str]) -> int:
         argv = [*argv, f"--run-dir={arguments.run_dir}"]
     assert arguments.run_dir is not None
     run_dir = Path(arguments.run_dir)
-    checkpoint = run_dir / "checkpoints" / ("members" if hasattr(predictor, "members") else "last.pt")
-    begin(run_dir, checkpoint, resume=arguments.resume, overwrite=arguments.overwrite)
-    _announce(arguments, bars, first_test, predictor)
-    _write_settings(run_dir, arguments, bars, first_test, predictor)
-    epochs: list[dict[str, Any]] = []
-    try:
-        found = _fitted(arguments, bars, first_test, predictor, checkpoint, epochs)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"interrupted; go on with: {resume_command('fit', argv)}") from stop
-    saved = predictor.save(run_dir / "predictor.pt")
-    # A resumed fit reports what is new; the predictor has it all.
-    history = getattr(predictor, "history_", pd.DataFrame(epochs))
-    write_atomically(run_dir / "history.csv", history.to_csv(index=False).encode())
-    report = None if found is None else _report(run_dir, arguments, bars, first_test, predictor, found, history)
+    settings = settings_of("fit", arguments) | {"seen_until": bars.timestamps[first_test - 1].isoformat()}
+    with claimed(run_dir, settings, resume=arguments.resume, overwrite=arguments.overwrite) as checkpoints:
+        _announce(arguments, bars, first_test, predictor)
+        note_leaks(bars, predictor)
+        checkpoint = checkpoints / ("members" if hasattr(predictor, "members") else "last.pt")
+        try:
+            found = _fitted(arguments, bars, first_test, predictor, checkpoint)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"interrupted; go on with: {resume_command('fit', argv)}") from stop
+        saved = predictor.save(run_dir / "predictor.pt")
+        histories = histories_of(predictor, arguments.predictor)
+        together = pd.concat(histories, names=["predictor"]).reset_index("predictor") if histories else pd.DataFrame()
+        write_atomically(run_dir / "history.csv", together.to_csv(index=False).encode())
+        report = None if found is None else _report(run_dir, arguments, bars, first_test, predictor, found, histories)
     if found is not None:
         show_scores(found)
+    show_weights(predictor)
     print(f"\nReport      {report}" if report is not None else "")
     print(f"Predictor   {saved}")
     print(f"Next        {shlex.join(['tradingbots', 'forecast', str(saved), '--prices', arguments.prices])}")
     return 0
 
 
-def begin(run_dir: Path, checkpoint: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the folder of a run, or refuse to lose what is in it.
+def settings_of(verb: str, arguments: Any) -> dict[str, Any]:
+    """Return what a run is made by, for its config.json."""
+    free = ("run_dir", "resume", "overwrite")
+    return {
+        "verb": verb,
+        "arguments": {name: value for name, value in dataclasses.asdict(arguments).items() if name not in free},
+    }
 
-    Raises:
-        FileExistsError: it holds a run, and neither was asked for.
-        FileNotFoundError: there is nothing to resume.
-    """
-    if resume:
-        if not (run_dir / "config.json").is_file():
-            raise FileNotFoundError(f"there is nothing to resume: {run_dir} holds no run")
-    elif not overwrite:
-        check_new(run_dir)
-    else:
-        for file in [checkpoint] if checkpoint.is_file() else sorted(checkpoint.rglob("*.pt")):
-            file.unlink()
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+
+def note_leaks(bars: Bars, *predictors: Any) -> None:
+    """Say on stderr which features are what is to be forecast."""
+    said = dict.fromkeys(sentence for predictor in predictors for sentence in _leaks(bars, predictor))
+    for sentence in said:
+        note(sentence)
+
+
+def _leaks(bars: Bars, predictor: Any) -> list[str]:
+    members = getattr(predictor, "members", None)
+    if members is not None:
+        inner = members.values() if isinstance(members, Mapping) else members
+        return [sentence for member in inner for sentence in _leaks(bars, member)]
+    params = predictor.get_params()
+    features = [name for name in params.get("features", ()) if name in bars.extra]
+    if not features:
+        return []
+    volatility_bars = params.get("volatility_bars", 0)
+    return leaking_features(bars, features, predictor.horizons, volatility_bars=volatility_bars)
+
+
+def histories_of(predictor: Any, name: str) -> dict[str, pd.DataFrame]:
+    """Return `history_` of a fitted predictor by name; of an ensemble, that of each member's fit on all bars."""
+    if hasattr(predictor, "members_"):
+        return {
+            full: history
+            for member, fitted in predictor.members_.items()
+            for full, history in histories_of(fitted, f"{name}: {member}").items()
+        }
+    return {name: predictor.history_} if hasattr(predictor, "history_") else {}
 
 
 def new_run_dir(name: str, prices: str) -> str:
@@ -161,15 +190,10 @@ def _first_test(bars: Bars, arguments: Fit[Any]) -> int:
 
 
 def _fitted(
-    arguments: Fit[Any], bars: Bars, first_test: int, predictor: Any, checkpoint: Path, epochs: list[dict[str, Any]]
+    arguments: Fit[Any], bars: Bars, first_test: int, predictor: Any, checkpoint: Path
 ) -> ForecastValidation | None:
     with FitProgress(max_epochs(arguments.config)) as progress:
-
-        def report(epoch: Any) -> None:
-            epochs.append(dataclasses.asdict(epoch))
-            progress(epoch)
-
-        learning = {"report": report, "checkpoint": checkpoint}
+        learning = {"report": progress, "checkpoint": checkpoint}
         if not arguments.test:
             predictor.fit(bars, **learning)
             return None
@@ -199,17 +223,6 @@ def _period(bars: Bars, start: int, stop: int) -> str:
     return f"{bars.timestamps[start]:%Y-%m-%d} to {bars.timestamps[stop - 1]:%Y-%m-%d}, {stop - start:,} bars"
 
 
-def _write_settings(run_dir: Path, arguments: Fit[Any], bars: Bars, first_test: int, predictor: Any) -> None:
-    data = ("prices", "train_start", "test_start", "test_end", "cost_rate")
-    settings = {
-        "predictor": arguments.predictor,
-        "config": dataclasses.asdict(arguments.config),
-        "data": {name: getattr(arguments, name) for name in data},
-        "seen_until": bars.timestamps[first_test - 1].isoformat(),
-    }
-    write_atomically(run_dir / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
-
-
 def _report(
     run_dir: Path,
     arguments: Fit[Any],
@@ -217,7 +230,7 @@ def _report(
     first_test: int,
     predictor: Any,
     found: ForecastValidation,
-    history: pd.DataFrame,
+    histories: Mapping[str, pd.DataFrame],
 ) -> Path:
     facts = {
         "Prices": arguments.prices,
@@ -233,5 +246,5 @@ def _report(
         facts=facts,
         prices=bars,
         latest_quantiles=predictor.predict_quantiles(bars, levels, bars=[bars.n_bars - 1]),
-        histories=None if history.empty else {arguments.predictor: history},
+        histories=histories,
     )

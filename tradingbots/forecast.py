@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import tyro
 
-from tradingbots.console import OptionalDate, OptionalPath, Prices, at_the_door, parse, show, show_table
+from tradingbots.console import OptionalDate, OptionalPath, Prices, at_the_door, note, parse, show, show_table
 
 FILE_SUFFIXES = (".csv", ".parquet")
 
@@ -61,13 +61,15 @@ def run(argv: list[str]) -> int:
         if arguments.start is not None:
             first = int(bars.timestamps.searchsorted(utc_timestamp(arguments.start, "start")))
         if not 0 <= first <= last:
+            asked = [f"from --start {arguments.start}"] if arguments.start else []
+            asked += [f"up to --at {arguments.at}"] if arguments.at else []
             raise ValueError(
-                f"no bar lies between --start {arguments.start} and --at {arguments.at}: the prices run from "
-                f"{bars.timestamps[0]} to {bars.timestamps[-1]}"
+                f"there is no bar {' '.join(asked)}: the prices run from {bars.timestamps[0]} to {bars.timestamps[-1]}"
             )
         # What comes later is not even shown to the predictor.
         seen = bars.slice(0, last + 1)
         table = forecasts(predictor, seen, np.arange(first, last + 1), arguments.quantiles)
+    _note_in_sample(arguments, table["timestamp"].iloc[0])
     if arguments.output is not None:
         _write(Path(arguments.output), table)
     if arguments.report is not None:
@@ -121,8 +123,29 @@ def _check(arguments: Forecast) -> None:
         raise ValueError("--start forecasts at many bars: say where to write them by --output FILE.csv or FILE.parquet")
     if arguments.output is not None and Path(arguments.output).suffix not in FILE_SUFFIXES:
         raise ValueError(f"--output must end in {' or '.join(FILE_SUFFIXES)}, got {arguments.output}")
+    if arguments.report is not None and Path(arguments.report).suffix not in (".html", ".htm"):
+        raise ValueError(f"--report must end in .html, got {arguments.report}")
+    for flag, name in (("--output", arguments.output), ("--report", arguments.report)):
+        for what, given in (("prices", arguments.prices), ("predictor", arguments.predictor)):
+            if name is not None and Path(name).resolve() == Path(given).resolve():
+                raise ValueError(f"{flag} {name} is the file of the {what}, which would be lost: choose another")
     if list(arguments.quantiles) != sorted(set(arguments.quantiles)):
         raise ValueError(f"--quantiles must increase, got {' '.join(map(str, arguments.quantiles))}")
+
+
+def _note_in_sample(arguments: Forecast, first: pd.Timestamp) -> None:
+    """Say so where forecasts are of bars that the predictor learned from; its run's config.json knows."""
+    path = Path(arguments.predictor).parent / "config.json"
+    if not path.is_file():
+        return
+    try:
+        seen_until = json.loads(path.read_text()).get("seen_until")
+    except (ValueError, AttributeError):
+        return
+    if isinstance(seen_until, str) and first <= pd.Timestamp(seen_until):
+        note(
+            f"the predictor learned from bars up to {seen_until}: its forecasts of those say nothing of how good it is"
+        )
 
 
 def _file_of(name: str) -> Path:

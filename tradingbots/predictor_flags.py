@@ -19,7 +19,7 @@ NETWORKS = ("lstm", "transformer", "cnn")
 
 @dataclass(frozen=True, kw_only=True)
 class EnsembleFlags(PredictorConfig):
-    """Settings that all networks share, and those of ensembles; what is left at its default is each network's own."""
+    """Settings that all networks share, and those of ensembles; a ridge regression takes the window and what else it knows."""
 
     method: EnsembleMethod = "stacking"
     """How an ensemble combines its members."""
@@ -35,21 +35,33 @@ class LSTMEnsembleFlags(LSTMConfig):
     """Number of LSTMs."""
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse names of no predictor.
+def check_names(names: Sequence[str], config: Any) -> None:
+    """Refuse names of no predictor, and members that make no ensemble.
+
+    Args:
+        names: of the predictors.
+        config: an instance of `config_class(names)`.
 
     Raises:
-        ValueError: one is unknown or given twice, or there is none.
+        ValueError: one is unknown or given twice, there is none, or an ensemble is to be a member of itself.
     """
+    _check_known(names, "predictor")
+    if "ensemble" in names:
+        _check_known(config.members, "member")
+        if "ensemble" in config.members:
+            raise ValueError("an ensemble cannot be a member of itself: leave 'ensemble' out of --config.members")
+
+
+def _check_known(names: Sequence[str], what: str) -> None:
     if not names:
-        raise ValueError(f"name at least one predictor; known are {', '.join(PREDICTORS)}")
+        raise ValueError(f"name at least one {what}; known are {', '.join(PREDICTORS)}")
     for name in names:
         if name not in PREDICTORS:
             raise ValueError(
-                f"unknown predictor {name!r}.{did_you_mean(name, tuple(PREDICTORS))} Known are {', '.join(PREDICTORS)}"
+                f"unknown {what} {name!r}.{did_you_mean(name, tuple(PREDICTORS))} Known are {', '.join(PREDICTORS)}"
             )
     if len(set(names)) < len(names):
-        raise ValueError(f"each predictor can be named once, got {', '.join(names)}")
+        raise ValueError(f"each {what} can be named once, got {', '.join(names)}")
 
 
 def config_class(names: Sequence[str]) -> type[Any]:
@@ -74,14 +86,14 @@ def make_predictor(name: str, config: Any) -> Any:
         members = {member: make_predictor(member, config) for member in config.members}
         return EnsemblePricePredictor(members, method=config.method)
     if name == "lstm_ensemble":
-        values = _changes(config)
+        values = _values(config)
         n_members = values.pop("n_members", LSTMEnsembleFlags.n_members)
         return LSTMEnsemble(n_members, LSTMConfig(**_known(values, LSTMConfig)))
     kind = PREDICTORS[name]
     assert issubclass(kind, ConfiguredPredictor)
     if type(config) is kind.config_class:
         return kind(config)
-    return kind(kind.config_class(**_known(_changes(config), kind.config_class)))
+    return kind(kind.config_class(**_known(_values(config), kind.config_class)))
 
 
 def max_epochs(config: Any) -> int:
@@ -90,10 +102,8 @@ def max_epochs(config: Any) -> int:
     return found
 
 
-def _changes(config: Any) -> dict[str, Any]:
-    default = type(config)()
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {name: value for name, value in values.items() if value != getattr(default, name)}
+def _values(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
 def _known(values: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:

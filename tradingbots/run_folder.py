@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def check_new(run_dir: Path) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise FileExistsError(f"{run_dir} is a file, and a run needs a folder; choose another --run-dir")
     if (run_dir / "config.json").exists():
-        go_on = "go on with it by --resume, " if checkpoint_of(run_dir).is_file() else ""
+        go_on = "go on with it by --resume, " if any((run_dir / "checkpoints").rglob("*.pt")) else ""
         raise FileExistsError(
             f"{run_dir} already holds a run; {go_on}replace it by --overwrite, or choose another --run-dir"
         )
@@ -96,3 +98,82 @@ def check_resumable(run_dir: Path, settings: Mapping[str, Mapping[str, Any]]) ->
             f"the run in {run_dir} was begun with other settings: {'; '.join(differences)}. Resume it with the same ones, "
             "or choose another --run-dir"
         )
+
+
+@contextlib.contextmanager
+def claimed(run_dir: Path, settings: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Iterator[Path]:
+    """Hold the folder of a fit or a walk-forward while it runs; gives the folder of its checkpoints.
+
+    What is refused before anything was learned leaves the folder as it was found.
+
+    Args:
+        run_dir: the folder.
+        settings: what made the run, `verb` first; a resumed run must have been begun with the same.
+        resume: go on with the run that is there.
+        overwrite: replace it.
+
+    Raises:
+        FileExistsError: it holds a run, and neither was asked for.
+        FileNotFoundError: there is nothing to resume.
+        ValueError: the run there is another one.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume goes on with a run and --overwrite replaces it: leave one of them out")
+    checkpoints, path = run_dir / "checkpoints", run_dir / "config.json"
+    before = path.read_bytes() if path.is_file() else None
+    if resume:
+        _check_same(run_dir, before, settings)
+    elif not overwrite:
+        check_new(run_dir)
+    elif checkpoints.is_dir():
+        shutil.rmtree(checkpoints)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(settings, indent=2) + "\n").encode())
+    try:
+        yield checkpoints
+    except Exception:
+        if not any(checkpoints.rglob("*.pt")):
+            _leave_as_found(run_dir, before)
+        raise
+
+
+def _check_same(run_dir: Path, before: bytes | None, settings: Mapping[str, Any]) -> None:
+    if before is None:
+        raise FileNotFoundError(f"there is nothing to resume: {run_dir} holds no run")
+    wanted = json.loads(json.dumps(settings))
+    try:
+        saved = json.loads(before)
+        verb = saved.get("verb", "train")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{run_dir / 'config.json'} is damaged ({error!r})") from error
+    if verb != wanted["verb"]:
+        raise ValueError(f"the run in {run_dir} is one of `tradingbots {verb}`; choose another --run-dir")
+    found = sorted(_differences(saved.get("arguments", {}), wanted["arguments"], "--"))
+    if found:
+        raise ValueError(
+            f"the run in {run_dir} was begun with other settings: {'; '.join(found)}. Resume it with the same ones, or choose "
+            "another --run-dir"
+        )
+
+
+def _differences(saved: Mapping[str, Any], present: Mapping[str, Any], prefix: str) -> list[str]:
+    found = []
+    for name in {*saved, *present}:
+        before, now, flag = saved.get(name), present.get(name), prefix + name.replace("_", "-")
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _differences(before, now, f"{flag}.")
+        elif before != now:
+            found.append(f"{flag} was {before!r}, now {now!r}")
+    return found
+
+
+def _leave_as_found(run_dir: Path, before: bytes | None) -> None:
+    if before is not None:
+        write_atomically(run_dir / "config.json", before)
+        return
+    (run_dir / "config.json").unlink()
+    with contextlib.suppress(OSError):  # Not empty: something of the user's is in it.
+        for folder in sorted((run_dir / "checkpoints").rglob("*"), reverse=True):
+            folder.rmdir()
+        (run_dir / "checkpoints").rmdir()
+        run_dir.rmdir()

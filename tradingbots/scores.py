@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -39,6 +39,14 @@ def show_scores(validation: ForecastValidation) -> None:
             show_table(columns.map(lambda text: text.replace(" (", "\n(")))
     show()
     show(forecast_verdict(validation))
+
+
+def show_weights(predictor: Any) -> None:
+    """Print what each member of a fitted ensemble counts for, horizon by horizon; nothing of other predictors."""
+    weights = getattr(predictor, "weights_", None)
+    if weights is not None:
+        show("\nWeights of the members\n")
+        show_table(weights.map("{:.3f}".format).rename(columns=lambda horizon: f"{horizon} ahead"), first="member")
 
 
 def _label(model: str, horizon: int, validation: ForecastValidation, several: bool) -> str:

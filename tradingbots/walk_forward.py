@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -16,9 +15,10 @@ from ml.tradingbots.training import ForecastValidation, WalkForwardValidator, va
 from ml.tradingbots.training.forecast_progress import WalkForwardProgress
 from ml.tradingbots.training.forecast_report import write_forecast_report
 from tradingbots.console import OptionalDate, OptionalPath, Prices, at_the_door, parse, show
-from tradingbots.fit import begin, new_run_dir, resume_command
+from tradingbots.fit import new_run_dir, note_leaks, resume_command, settings_of
 from tradingbots.periods import load_bars
 from tradingbots.predictor_flags import NETWORKS, check_names, config_class, make_predictor
+from tradingbots.run_folder import claimed
 from tradingbots.scores import show_scores
 
 ConfigT = TypeVar("ConfigT")
@@ -87,10 +87,10 @@ def run(argv: list[str]) -> int:
         return run_agents(argv)
     arguments: WalkForward[Any] = parse(WalkForward[config_class(_named(argv))], "walk-forward", argv)  # type: ignore[misc]
     with at_the_door():
-        check_names(arguments.predictors)
+        check_names(arguments.predictors, arguments.config)
         bars = load_bars(arguments.prices).between(arguments.start, arguments.end)
-        horizon = max(make_predictor(arguments.predictors[0], arguments.config).horizons)
-        splitter = arguments.folds.splitter(horizon)
+        predictors = [make_predictor(name, arguments.config) for name in arguments.predictors]
+        splitter = arguments.folds.splitter(max(max(predictor.horizons) for predictor in predictors))
         n_folds = splitter.get_n_splits(bars.to_frame())
     if arguments.run_dir is None:
         if arguments.resume:
@@ -98,22 +98,20 @@ def run(argv: list[str]) -> int:
         arguments = dataclasses.replace(arguments, run_dir=new_run_dir("walk-forward", arguments.prices))
         argv = [*argv, f"--run-dir={arguments.run_dir}"]
     assert arguments.run_dir is not None
-    run_dir = Path(arguments.run_dir)
-    checkpoints = run_dir / "checkpoints"
-    begin(run_dir, checkpoints, resume=arguments.resume, overwrite=arguments.overwrite)
-    show(f"Prices      {arguments.prices}: {bars.n_assets} {'asset' if bars.n_assets == 1 else 'assets'}")
-    show(f"Bars        {bars.timestamps[0]:%Y-%m-%d} to {bars.timestamps[-1]:%Y-%m-%d}, {bars.n_bars:,}")
-    show(f"Folds       {n_folds}, {splitter!r}")
-    show(f"Predictors  {', '.join(arguments.predictors)}")
-    show(f"Folder      {run_dir}\n")
-    settings = {"arguments": dataclasses.asdict(arguments)}
-    write_atomically(run_dir / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
-    try:
-        found = _validated(arguments, bars, splitter, n_folds, checkpoints)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"interrupted; go on with: {resume_command('walk-forward', argv)}") from stop
-    _write_tables(run_dir, found)
-    report = _report(run_dir, arguments, bars, splitter, found)
+    run_dir, settings = Path(arguments.run_dir), settings_of("walk-forward", arguments)
+    with claimed(run_dir, settings, resume=arguments.resume, overwrite=arguments.overwrite) as checkpoints:
+        show(f"Prices      {arguments.prices}: {bars.n_assets} {'asset' if bars.n_assets == 1 else 'assets'}")
+        show(f"Bars        {bars.timestamps[0]:%Y-%m-%d} to {bars.timestamps[-1]:%Y-%m-%d}, {bars.n_bars:,}")
+        show(f"Folds       {n_folds}, {splitter!r}")
+        show(f"Predictors  {', '.join(arguments.predictors)}")
+        show(f"Folder      {run_dir}\n")
+        note_leaks(bars, *predictors)
+        try:
+            found = _validated(arguments, bars, splitter, n_folds, checkpoints)
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"interrupted; go on with: {resume_command('walk-forward', argv)}") from stop
+        _write_tables(run_dir, found)
+        report = _report(run_dir, arguments, bars, splitter, found)
     show_scores(found)
     print(f"\nReport      {report}")
     return 0

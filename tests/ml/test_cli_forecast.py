@@ -10,6 +10,7 @@ import torch
 from ml.tradingbots.components import load_predictor
 from ml.tradingbots.data import Bars, load_prices
 from tradingbots.__main__ import main
+from tradingbots.predictor_flags import EnsembleFlags, make_predictor
 
 N_BARS = 420
 SMALL = ["--config.window-size", "8", "--config.max-epochs", "2", "--config.batch-size", "64"]
@@ -87,7 +88,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_predictor(fitted, files, tmp_pat
     prices = load_prices(str(files / "three.parquet"))
     again, first = (load_predictor(folder / "predictor.pt") for folder in (tmp_path / "run", fitted))
     pd.testing.assert_frame_equal(again.predict(prices), first.predict(prices), check_exact=True)
-    assert "belongs to a fit with other data" in refused(capsys, *flags, "--config.horizons", "1", "--resume")
+    assert "--config.horizons was [1, 5], now [1]" in refused(capsys, *flags, "--config.horizons", "1", "--resume")
 
 
 def test_a_run_is_not_overwritten_unasked(fitted, files, capsys):
@@ -135,11 +136,65 @@ def test_every_kind_of_predictor_can_be_fitted_and_asked(predictor, files, tmp_p
         (["--config.window-size", "5000"], "bars"),
         (["--config.features", "rsii"], "rsi"),
         (["--resume"], "--run-dir"),
+        (["--predictor", "ensemble", "--config.members", "ensemble"], "member of itself"),
+        (["--predictor", "ensemble", "--config.members", "foo"], "unknown member 'foo'"),
+        (["--config.learning-rate", "1e30", *SMALL], "Lower learning_rate"),
+        (["--cost-rate", "7", *SMALL], "cost_rate"),
     ],
 )
 def test_mistakes_of_a_fit_are_explained_in_one_line(flags, message, files, tmp_path, capsys):
     flags = flags if "--resume" in flags else [*flags, "--run-dir", str(tmp_path / "run")]
     assert message in refused(capsys, "fit", "--prices", files / "one.csv", *flags)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_only_the_same_run_is_resumed_and_another_is_left_as_it_was(fitted, files, capsys):
+    before = contents(fitted)
+    prices = ["--prices", files / "three.parquet", "--run-dir", fitted, "--resume"]
+    flags = [*SMALL, "--config.horizons", "1", "5"]
+    assert "--predictor was 'lstm', now 'ridge'" in refused(capsys, "fit", *prices, "--predictor", "ridge")
+    assert "--test was True, now False" in refused(capsys, "fit", *prices, *flags, "--no-test")
+    assert "`tradingbots fit`" in refused(capsys, "walk-forward", *prices, *flags)
+    assert "leave one of them out" in refused(capsys, "fit", *prices, *flags, "--overwrite")
+    assert contents(fitted) == before
+
+
+def test_a_refused_fit_leaves_its_folder_as_it_found_it(fitted, files, tmp_path, capsys):
+    refused(capsys, "fit", "--prices", files / "one.csv", "--run-dir", tmp_path / "new", "--config.features", "foo")
+    assert not (tmp_path / "new").exists()
+    settings = (fitted / "config.json").read_bytes()
+    again = ["--prices", files / "one.csv", "--run-dir", fitted, "--overwrite", "--config.features", "foo"]
+    refused(capsys, "fit", *again)
+    assert (fitted / "config.json").read_bytes() == settings
+
+
+def test_a_fit_of_an_ensemble_of_ensembles_can_be_replaced_and_shows_its_weights(files, tmp_path, capsys):
+    flags = ["fit", "--prices", str(files / "one.csv"), "--predictor", "ensemble", "--run-dir", str(tmp_path / "run")]
+    flags += ["--config.members", "lstm_ensemble", "ridge", "--config.method", "simple", *SMALL]
+    assert main(flags) == 0
+    assert "Weights of the members" in capsys.readouterr().out
+    assert main([*flags, "--overwrite"]) == 0
+    history = pd.read_csv(tmp_path / "run" / "history.csv")
+    assert history["predictor"].nunique() == 3
+
+
+def test_a_ridge_that_is_named_sees_the_window_that_was_asked_for():
+    config = EnsembleFlags(window_size=32, volatility_bars=20)
+    assert make_predictor("ridge", config).get_params()["window_size"] == 32
+    assert make_predictor("ridge", EnsembleFlags()).get_params()["window_size"] == EnsembleFlags().window_size
+
+
+def test_a_target_among_the_features_is_pointed_out(files, tmp_path, capsys):
+    closes = pd.read_csv(files / "one.csv", index_col="date", parse_dates=True)
+    leak = closes.assign(x=np.log(closes["close"]).diff().shift(-1)).iloc[1:-1]
+    leak.to_csv(tmp_path / "leak.csv", index_label="date")
+    flags = ["--predictor", "ridge", "--config.features", "log_return", "x", "--run-dir", str(tmp_path / "run")]
+    assert main(["fit", "--prices", str(tmp_path / "leak.csv"), *flags]) == 0
+    assert "note: " in (said := capsys.readouterr().err)
+    assert "'x'" in said
 
 
 # forecast
@@ -208,6 +263,31 @@ def test_mistakes_of_a_forecast_are_explained_in_one_line(fitted, files, tmp_pat
     refused(capsys, "forecast", hostile, "--prices", prices)
 
 
+def test_a_forecast_never_takes_the_place_of_what_it_was_made_of(fitted, files, tmp_path, capsys):
+    prices = tmp_path / "prices.csv"
+    prices.write_bytes((files / "one.csv").read_bytes())
+    predictor = fitted / "predictor.pt"
+    assert "would be lost" in refused(capsys, "forecast", predictor, "--prices", prices, "--output", prices)
+    assert ".html" in refused(capsys, "forecast", predictor, "--prices", prices, "--report", predictor)
+    assert prices.read_bytes() == (files / "one.csv").read_bytes()
+
+
+def test_forecasts_of_bars_that_were_learned_from_are_said_to_be_so(fitted, files, tmp_path, capsys):
+    flags = ["--prices", str(files / "three.parquet"), "--output", str(tmp_path / "f.csv"), "--start"]
+    main(["forecast", str(fitted / "predictor.pt"), *flags, "2020-06-01"])
+    assert "learned from" in capsys.readouterr().err
+    main(["forecast", str(fitted / "predictor.pt"), *flags, "2021-08-01"])
+    assert "learned from" not in capsys.readouterr().err
+
+
+def test_a_quantile_head_is_asked_for_what_it_learned_alone(files, tmp_path):
+    run_dir = tmp_path / "run"
+    head = ["--config.head", "quantile", "--config.quantiles", "0.1", "0.5", "0.9", "--run-dir", str(run_dir), *SMALL]
+    assert main(["fit", "--prices", str(files / "one.csv"), *head]) == 0
+    asked = ["forecast", str(run_dir / "predictor.pt"), "--prices", str(files / "one.csv")]
+    assert main([*asked, "--report", str(tmp_path / "fan.html")]) == 0
+
+
 # walk-forward
 
 
@@ -250,6 +330,8 @@ def test_agents_walk_forward_too(files, tmp_path, capsys):
         (["--folds.train-size", "x", "--folds.test-size", "10"], "train_size"),
         (["--folds.n-splits", "600"], "bars"),
         (["--agent", "sacc"], "sac"),
+        (["--predictors", "lstm", "ensemble", "--config.members", "foo"], "unknown member 'foo'"),
+        (["--confidence", "2", *SMALL], "confidence"),
     ],
 )
 def test_mistakes_of_a_walk_forward_are_explained_in_one_line(flags, message, files, tmp_path, capsys):
