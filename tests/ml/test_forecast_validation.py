@@ -371,3 +371,24 @@ def test_what_cannot_be_judged_is_refused(factory, error, match):
 def test_folds_without_a_common_origin_are_refused():
     with pytest.raises(ValueError, match=r"no test bar of fold 0 .*lag_one 0"):
         check(lambda: LagOne(window_size=80), splitter=PurgedKFold(n_splits=10, purge_size=1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"confidence": 0.0},
+        {"confidence": 95},
+        {"confidence": float("nan")},
+        {"cost_rate": -0.001},
+        {"cost_rate": 1.0},
+        {"n_bootstrap": -1},
+        {"seed": -1},
+        {"seed": 0.5},
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused_by_name_before_any_fit(wrong):
+    made = []
+    with pytest.raises(ValueError, match=rf"^{next(iter(wrong))} must be"):
+        check(lambda: made.append(LagOne()) or made[-1], **wrong)
+    assert not made

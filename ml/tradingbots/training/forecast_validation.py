@@ -19,6 +19,7 @@ from ml.tradingbots.training.forecast_judging import Forecast, Judge
 from ml.tradingbots.training.forecast_results import SCORES, ForecastValidation
 from ml.tradingbots.training.forecast_scores import LEVELS
 from ml.tradingbots.training.price_tables import until
+from ml.tradingbots.training.resampling_settings import check_resampling
 
 __all__ = [
     "LEVELS",
@@ -74,10 +75,10 @@ def validate(
         splitter: makes folds of bars; its purge must be at least the longest horizon.
         naive: forecasts to compare with, by name. None: zero, drift, sign of the last return, and a ridge regression; one
             whose name `factory` gives to a predictor makes way for it, which is judged and not marked as naive.
-        cost_rate: of trading, as a fraction of the notional (0.0005 is 5 basis points).
+        cost_rate: of trading, as a fraction of the notional, in [0, 1) (0.0005 is 5 basis points).
         confidence: of the intervals, in (0, 1).
         n_bootstrap: resamples of each interval; 0 skips them.
-        seed: of the resampling.
+        seed: of the resampling, at least 0.
         report: called after each predictor and fold.
         fit_params: what else a fit is given, by name of the predictor and number of the fold: `report` to watch it,
             `checkpoint` to go on with it after an interruption. The naive ones are asked about as well.
@@ -86,9 +87,15 @@ def validate(
         Tables of scores, and the forecasts themselves.
 
     Raises:
-        ValueError: training labels would overlap with a test, a bar is tested twice, models have no origin in common, or
-            `factory` and `naive` give one name to two of them.
+        ValueError: a setting is out of its range, training labels would overlap with a test, a bar is tested twice, models
+            have no origin in common, or `factory` and `naive` give one name to two of them.
     """
+    # All that can be refused is refused before hours of fits.
+    check_resampling(confidence=confidence, n_bootstrap=n_bootstrap, seed=seed)
+    if not 0.0 <= cost_rate < 1.0:
+        raise ValueError(
+            f"cost_rate must be a fraction of the notional in [0, 1), got {cost_rate}; 5 basis points are 0.0005"
+        )
     bars = Bars.from_frame(price_data)
     models = _named(factory)
     horizons = {name: _horizons_of(name, make()) for name, make in models.items()}
