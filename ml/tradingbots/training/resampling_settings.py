@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from typing import Any
 
 
 def check_resampling(*, confidence: float, n_bootstrap: int, seed: int) -> None:
@@ -18,9 +19,8 @@ def check_resampling(*, confidence: float, n_bootstrap: int, seed: int) -> None:
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}; 95% is 0.95")
-    for name, value, use in (
-        ("n_bootstrap", n_bootstrap, "1000 gives steady intervals, 0 skips them"),
-        ("seed", seed, "give 0 or any other such number"),
-    ):
+    advice = {"n_bootstrap": "1000 gives steady intervals, 0 skips them", "seed": "give 0 or any other such number"}
+    given: dict[str, Any] = {"n_bootstrap": n_bootstrap, "seed": seed}
+    for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-            raise ValueError(f"{name} must be a whole number, at least 0, got {value!r}; {use}")
+            raise ValueError(f"{name} must be a whole number, at least 0, got {value!r}; {advice[name]}")
