@@ -217,3 +217,15 @@ def test_folds_that_no_account_can_live_are_refused(splitter, match):
 def test_at_least_one_seed_is_needed():
     with pytest.raises(ValueError, match="n_seeds"):
         check(n_seeds=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"confidence": 1.0}, {"confidence": 95}, {"n_bootstrap": -1}, {"n_bootstrap": 2.5}, {"seed": -1}],
+    ids=str,
+)
+def test_wrong_settings_of_intervals_are_refused_by_name_before_any_training(wrong):
+    made = []
+    with pytest.raises(ValueError, match=rf"^{next(iter(wrong))} must be"):
+        check(lambda env, seed: made.append(seed) or sac(env, seed), **wrong)
+    assert not made

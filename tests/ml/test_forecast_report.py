@@ -3,16 +3,23 @@
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from ml.tradingbots.components.ensemble_predictor import EnsemblePricePredictor
 from ml.tradingbots.components.lstm_predictor import LSTMPricePredictor
 from ml.tradingbots.components.naive_predictors import RidgePredictor
 from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.data.splitters import PurgedKFold, WalkForwardValidator
 from ml.tradingbots.data.synthetic_patterns import panel_autoregressive
-from ml.tradingbots.training.forecast_report import MAX_FANS, forecast_report_html, write_forecast_report
+from ml.tradingbots.training.forecast_report import (
+    MAX_FANS,
+    forecast_report_html,
+    write_fan_report,
+    write_forecast_report,
+)
 from ml.tradingbots.training.forecast_validation import validate
 from ml.tradingbots.training.forecast_verdict import forecast_verdict
 
@@ -192,3 +199,64 @@ def test_of_many_assets_the_first_fans_are_drawn_and_the_rest_is_counted(found):
     page = forecast_report_html(found, prices=Bars.from_frame(prices), latest_quantiles=quantiles)
     assert len(re.findall(r'<div id="figure-forecast-', page)) == MAX_FANS
     assert "beyond the first 6, 3 more, are not drawn" in words(page)
+
+
+@pytest.fixture(scope="module")
+def fitted_ensemble():
+    """A stacked ensemble and the reports of all its fits."""
+    reports = []
+    networks = {
+        name: LSTMPricePredictor(horizons=HORIZONS, window_size=3, hidden_dim=2, max_epochs=epochs)
+        for name, epochs in (("brief", 2), ("long_one", 3))
+    }
+    ensemble = EnsemblePricePredictor(
+        {**networks, "ridge": predictor()}, "stacking", splitter=PurgedKFold(n_splits=2, purge_size=5, embargo_size=3)
+    )
+    ensemble.fit(PRICES.iloc[:150], report=reports.append)
+    return ensemble, pd.DataFrame([vars(report) for report in reports]).set_index("epoch")
+
+
+def test_the_fit_of_an_ensemble_is_that_of_each_member_on_all_bars(found, fitted_ensemble):
+    _, history = fitted_ensemble
+    assert history.groupby("member")["fit_number"].nunique().tolist() == [3, 3, 3]
+    page = forecast_report_html(found, histories={"stack": history})
+    names = re.findall(r"<h3>(stack[^<]*)</h3>", page)
+    assert names == ["stack, brief", "stack, long one"]  # The ridge has no epochs.
+    kept = history[history["fold"].isna()]
+    separate = {f"stack, {name}": kept.loc[kept["member"] == name] for name in ("brief", "long_one")}
+    alone = forecast_report_html(
+        found, histories={name: part.drop(columns="member") for name, part in separate.items()}
+    )
+    assert drawn(page, "stack, brief") != drawn(page, "stack, long_one")
+    for name in separate:
+        assert drawn(page, name) == drawn(alone, name)
+
+
+def drawn(page, name):
+    """The data of a figure of a fit, as Plotly is given them."""
+    after = page[page.index(f"<h3>{name.replace('_', ' ')}</h3>") :]
+    return re.search(r'"data":\s*(\[.*?\]),\s*"layout"|(\[\{.*?\}\]),\s*\{', after, re.DOTALL).group(0)
+
+
+def test_fits_of_members_in_closed_form_alone_make_no_section(found, fitted_ensemble):
+    _, history = fitted_ensemble
+    page = forecast_report_html(found, histories={"stack": history[history["member"] == "ridge"]})
+    assert "Fit" not in headings(page)
+
+
+def test_weights_of_an_ensemble_stand_in_a_table(found, fitted_ensemble):
+    ensemble, _ = fitted_ensemble
+    page = forecast_report_html(found, weights={"stack": ensemble.weights_})
+    table = page[page.index("<h2>Weights</h2>") :].split("</section>")[0]
+    cells = [float(cell.replace("\u2212", "-")) for cell in re.findall(r"<td>(.*?)</td>", table)]
+    np.testing.assert_allclose(cells, ensemble.weights_.to_numpy().ravel(), atol=0.0051)
+    assert re.findall(r'<th scope="row">(.*?)</th>', table) == ["brief", "long one", "ridge"]
+    assert "Weights" not in headings(forecast_report_html(found))
+
+
+def test_a_page_without_calibration_does_not_point_at_one(latest, page, tmp_path):
+    alone = words(write_fan_report(tmp_path / "fan.html", BARS, latest).read_text(encoding="utf-8"))
+    assert "calibration below" not in alone
+    assert "is not judged here" in alone
+    assert "calibration below" in words(page)
+    assert "is not judged here" not in words(page)

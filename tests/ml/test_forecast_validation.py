@@ -10,7 +10,8 @@ from ml.tradingbots.components.cnn_predictor import CNNPricePredictor
 from ml.tradingbots.components.ensemble_predictor import EnsemblePricePredictor
 from ml.tradingbots.components.forecast_table import forward_returns
 from ml.tradingbots.components.lstm_predictor import LSTMPricePredictor
-from ml.tradingbots.components.naive_predictors import RidgePredictor
+from ml.tradingbots.components.naive_predictors import RidgePredictor, ZeroPredictor
+from ml.tradingbots.components.return_predictor import levels_within
 from ml.tradingbots.core import forecast_metrics
 from ml.tradingbots.core.metrics import sharpe_ratio
 from ml.tradingbots.data.bars import Bars
@@ -300,6 +301,50 @@ def test_an_ensemble_can_be_judged_beside_a_ridge_that_sees_as_much_as_its_membe
     assert found.predictions["ridge"].equals(wanted.predictions["ridge"])
 
 
+def narrow(quantiles=(0.1, 0.5, 0.9), **changes):
+    tiny = {"hidden_dim": 4, "window_size": 4, "max_epochs": 1}
+    return LSTMPricePredictor(head="quantile", quantiles=quantiles, **tiny | changes)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [narrow, lambda: EnsemblePricePredictor([narrow(), RidgePredictor()])],
+    ids=["network", "ensemble with such a member"],
+)
+def test_a_model_whose_quantiles_do_not_reach_far_enough_is_judged_without_crps_and_coverage(factory):
+    found = check(
+        {"narrow": factory}, naive=None, splitter=WalkForwardValidator(n_splits=2, purge_size=1), n_bootstrap=0
+    )
+    assert found.pooled.loc[("narrow", 1), ["crps", "coverage"]].isna().all()
+    assert found.pooled.loc[("narrow", 1), ["r2", "ic"]].notna().all()
+    assert "narrow" not in found.quantiles.columns.get_level_values("model")
+    assert found.pooled.loc[list(found.naive), "crps"].notna().all()
+
+
+def test_levels_that_a_predictor_cannot_be_asked_for_are_left_out():
+    levels = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+    inner = EnsemblePricePredictor({"inner": narrow((0.2, 0.5, 0.8)), "ridge": RidgePredictor()})
+    assert levels_within(narrow(), levels) == levels[1:-1]
+    assert levels_within(EnsemblePricePredictor({"outer": inner, "narrow": narrow()}), levels) == (0.25, 0.5, 0.75)
+    assert levels_within(narrow((*LEVELS[:5], 0.5, *LEVELS[5:])), LEVELS) == LEVELS
+    assert levels_within(LSTMPricePredictor(quantiles=(0.1, 0.5, 0.9), head="gaussian"), levels) == levels
+    assert levels_within(LagOne(), levels) == levels
+    assert levels_within(PointLagOne(), levels) == ()
+
+
+def test_the_usual_naive_forecasts_know_the_volatility_where_the_predictors_do():
+    def ensemble():
+        return EnsemblePricePredictor([RidgePredictor(volatility_bars=20), RidgePredictor(volatility_bars=5)])
+
+    found = check({"ensemble": ensemble}, naive=None, n_bootstrap=0)
+    wanted = check(lambda: ZeroPredictor(volatility_bars=20), naive={}, n_bootstrap=0)
+    pd.testing.assert_frame_equal(found.quantiles["zero"], wanted.quantiles["zero"], check_exact=True)
+    widths = found.quantiles["zero"].diff(axis=1).iloc[:, 1:]
+    assert (widths.groupby("fold").std() > 0.0).all(axis=None)
+    still = check(LagOne, naive=None, n_bootstrap=0).quantiles["zero"]
+    assert (still.groupby("fold").nunique() == 1).all(axis=None)
+
+
 # --- Refusals
 
 
@@ -371,3 +416,24 @@ def test_what_cannot_be_judged_is_refused(factory, error, match):
 def test_folds_without_a_common_origin_are_refused():
     with pytest.raises(ValueError, match=r"no test bar of fold 0 .*lag_one 0"):
         check(lambda: LagOne(window_size=80), splitter=PurgedKFold(n_splits=10, purge_size=1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"confidence": 0.0},
+        {"confidence": 95},
+        {"confidence": float("nan")},
+        {"cost_rate": -0.001},
+        {"cost_rate": 1.0},
+        {"n_bootstrap": -1},
+        {"seed": -1},
+        {"seed": 0.5},
+    ],
+    ids=str,
+)
+def test_wrong_settings_are_refused_by_name_before_any_fit(wrong):
+    made = []
+    with pytest.raises(ValueError, match=rf"^{next(iter(wrong))} must be"):
+        check(lambda: made.append(LagOne()) or made[-1], **wrong)
+    assert not made

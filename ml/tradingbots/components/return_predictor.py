@@ -21,6 +21,20 @@ from ml.tradingbots.data.bars import Bars
 PriceData = pd.DataFrame | Bars
 # Residuals that stand for the distribution around a point forecast.
 N_RESIDUAL_LEVELS = 201
+_ROUNDING = 1e-9
+
+
+def levels_within(predictor: Any, levels: Sequence[float]) -> tuple[float, ...]:
+    """Return those of some quantile levels that a predictor can be asked for, in their order.
+
+    Args:
+        predictor: fitted or not; one without `predict_quantiles` has none, one without `quantile_range` has all.
+        levels: in (0, 1).
+    """
+    if not hasattr(predictor, "predict_quantiles"):
+        return ()
+    low, high = getattr(predictor, "quantile_range", (0.0, 1.0))
+    return tuple(level for level in levels if low - _ROUNDING <= level <= high + _ROUNDING)
 
 
 class ReturnPredictor(ABC):
@@ -42,6 +56,26 @@ class ReturnPredictor(ABC):
     @abstractmethod
     def horizons(self) -> tuple[int, ...]:
         """Bars ahead, increasing."""
+
+    @abstractmethod
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return hyperparameters by name; those of members, where there are some, as name__hyperparameter."""
+
+    @property
+    def quantile_range(self) -> tuple[float, float]:
+        """Least and greatest level that `predict_quantiles` can be asked for.
+
+        A network with `head="quantile"` knows nothing beyond the outermost levels that it learns, nor does an ensemble with
+        such a member. (0, 1) stands for every level between.
+        """
+        params = self.get_params()
+        low, high = 0.0, 1.0
+        for key, head in params.items():
+            prefix, _, name = key.rpartition("__")
+            if name == "head" and head == "quantile":
+                learned = params[f"{prefix}__quantiles" if prefix else "quantiles"]
+                low, high = max(low, learned[0]), min(high, learned[-1])
+        return low, high
 
     @abstractmethod
     def _origins(
@@ -121,7 +155,7 @@ class ReturnPredictor(ABC):
         """Return quantiles of log returns; columns (asset, horizon, quantile), else as `predict`.
 
         Raises:
-            ValueError: a level is not in (0, 1).
+            ValueError: a level is not in (0, 1), or beyond `quantile_range`.
         """
         levels = np.asarray(quantiles, dtype=np.float64)
         if levels.ndim != 1 or not len(levels) or not ((levels > 0.0) & (levels < 1.0)).all():

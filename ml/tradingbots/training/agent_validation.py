@@ -26,6 +26,7 @@ from ml.tradingbots.core.bootstrap import BootstrapInterval, block_bootstrap_int
 from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.training.evaluation import act, run_baselines, run_strategy
 from ml.tradingbots.training.formatting import format_change, format_interval, format_number, format_percent
+from ml.tradingbots.training.resampling_settings import check_resampling
 from ml.tradingbots.training.results import BUY_AND_HOLD, NO_INTERVAL, Interval
 from ml.tradingbots.training.rl_training import RLTrainingConfig, train_rl_agent
 from ml.tradingbots.training.trajectory import FloatArray
@@ -168,10 +169,12 @@ def walk_forward_agents(
         Tables, and the account values end to end.
 
     Raises:
-        ValueError: folds are not as above, or there are too few bars before a test for a full window.
+        ValueError: a setting is out of its range, folds are not as above, or there are too few bars before a test for a full
+            window.
     """
     if n_seeds < 1:
         raise ValueError(f"n_seeds must be at least 1, got {n_seeds}")
+    check_resampling(confidence=confidence, n_bootstrap=n_bootstrap, seed=seed)
     bars = Bars.from_frame(price_data)
     folds = [(np.asarray(train), np.asarray(test)) for train, test in splitter.split(bars.to_frame())]
     _check_folds(folds)

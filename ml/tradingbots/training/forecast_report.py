@@ -38,7 +38,13 @@ from ml.tradingbots.training.forecast_verdict import (
     compare_with_naive,
     forecast_verdict,
 )
-from ml.tradingbots.training.formatting import bars_ahead, format_fine_percent, format_interval, spaced
+from ml.tradingbots.training.formatting import (
+    bars_ahead,
+    format_fine_percent,
+    format_interval,
+    format_number,
+    spaced,
+)
 from ml.tradingbots.training.page import (
     Row,
     facts_section,
@@ -77,6 +83,7 @@ def write_forecast_report(
     prices: Bars | None = None,
     latest_quantiles: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
     histories: Mapping[str, pd.DataFrame] | None = None,
+    weights: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
     """Write one HTML file with the verdict on forecasts, their scores, calibration and what trading on them earned.
 
@@ -90,7 +97,9 @@ def write_forecast_report(
         facts: what made the numbers (data, costs, purge, seed, command), in words; period, models and versions are added.
         prices: what was forecast; with it the page says how many bars were purged, and can draw `latest_quantiles`.
         latest_quantiles: one row of `predict_quantiles`, or one by predictor, to draw as fan charts.
-        histories: `history_` of predictors by name, to draw how they were fitted.
+        histories: `history_` of predictors by name, to draw how they were fitted. Those of ensembles are their members'
+            reports, with columns `member` and `fold`: each member's fit on all bars (no fold) is drawn, if it has epochs.
+        weights: `weights_` of fitted ensembles by name, one row per member, one column per horizon.
 
     Returns:
         The path of the file.
@@ -99,7 +108,13 @@ def write_forecast_report(
         ValueError: there are `latest_quantiles` without `prices`, or they do not fit them.
     """
     page = forecast_report_html(
-        validation, title=title, facts=facts, prices=prices, latest_quantiles=latest_quantiles, histories=histories
+        validation,
+        title=title,
+        facts=facts,
+        prices=prices,
+        latest_quantiles=latest_quantiles,
+        histories=histories,
+        weights=weights,
     )
     return write_page(path, page)
 
@@ -112,20 +127,23 @@ def forecast_report_html(
     prices: Bars | None = None,
     latest_quantiles: pd.DataFrame | Mapping[str, pd.DataFrame] | None = None,
     histories: Mapping[str, pd.DataFrame] | None = None,
+    weights: Mapping[str, pd.DataFrame] | None = None,
 ) -> str:
     """Build the page that `write_forecast_report` writes; the same arguments give the same page."""
     comparisons = compare_with_naive(validation)
     body = [_scores_section(validation, comparisons)]
     if latest_quantiles is not None:
         latest = {"": latest_quantiles} if isinstance(latest_quantiles, pd.DataFrame) else latest_quantiles
-        body.append(_fan_section(prices, latest))
+        body.append(_fan_section(prices, latest, f"{FAN_NOTE} {CALIBRATED_NOTE}"))
     body.append(_skill_section(validation))
     if len(validation.folds) > 1:
         body.append(_fold_scores_section(validation))
     body += _quantile_sections(validation, comparisons)
     body.append(_equity_section(validation))
-    if histories:
-        fits = panels("fit", {name: fitting_figure(history) for name, history in histories.items()}, wide=True)
+    if weights:
+        body.append(_weights_section(weights))
+    fits = "".join(_fit_panels(name, history) for name, history in (histories or {}).items())
+    if fits:
         body.append(section("Fit", fits, note=FIT_NOTE))
     body += [_folds_section(validation, prices), facts_section(_facts(validation, facts or {}))]
     verdict = forecast_verdict(validation, comparisons)
@@ -153,7 +171,7 @@ def write_fan_report(
         ValueError: the quantiles do not fit the prices, or have no pair of levels.
     """
     origin = quantiles.index[0]
-    body = [_fan_section(prices, {"": quantiles}), facts_section(dict(facts or {}))]
+    body = [_fan_section(prices, {"": quantiles}, f"{FAN_NOTE} {UNJUDGED_NOTE}"), facts_section(dict(facts or {}))]
     lead = "A fan says where prices may go, not where they will: a tenth of outcomes lies outside a band of 90%."
     return write_page(
         path, page_html(title=title, period=f"at the close of {origin:%Y-%m-%d %H:%M}", verdict=lead, body=body)
@@ -191,7 +209,7 @@ def _above_naive(found: Comparison) -> str:
     return text if np.isnan(found.interval).any() else f"{text} ({interval})"
 
 
-def _fan_section(prices: Bars | None, latest: Mapping[str, pd.DataFrame]) -> str:
+def _fan_section(prices: Bars | None, latest: Mapping[str, pd.DataFrame], note: str) -> str:
     if prices is None:
         raise ValueError("latest_quantiles need the closes they start from: give the Bars that were forecast as prices")
     figures, n_left_out = {}, 0
@@ -202,7 +220,7 @@ def _fan_section(prices: Bars | None, latest: Mapping[str, pd.DataFrame]) -> str
             label = ", ".join(part for part in (name, asset) if part and part != SINGLE_ASSET)
             figures[label] = fan_chart_figure(prices, quantiles, asset=asset).update_layout(height=320)
     more = f" Assets beyond the first {MAX_FANS}, {n_left_out} more, are not drawn." if n_left_out else ""
-    return section("Forecast", panels("forecast", figures, wide=True), note=FAN_NOTE + more)
+    return section("Forecast", panels("forecast", figures, wide=True), note=note + more)
 
 
 def _skill_section(validation: ForecastValidation) -> str:
@@ -276,6 +294,31 @@ def _equity_section(validation: ForecastValidation) -> str:
     held = {"buy and hold": HOLD_LINE} if has_bars else {}
     drawn = _by_horizon("equity", figures, model_lines(validation) | held)
     return section("Trading on the sign of the forecast", drawn, note=EQUITY_NOTE)
+
+
+def _weights_section(weights: Mapping[str, pd.DataFrame]) -> str:
+    parts = []
+    for name, table in weights.items():
+        rows = [Row(label=name, kind="group")]
+        for member, row in zip(table.index, table.to_numpy(np.float64), strict=True):
+            rows.append(Row(label=str(member), cells=[format_number(float(value)) for value in row]))
+        parts.append(table_html([bars_ahead(int(horizon)) for horizon in table.columns], rows))
+    return section("Weights", *parts, note=WEIGHTS_NOTE)
+
+
+def _fit_panels(name: str, history: pd.DataFrame) -> str:
+    """Draw how a predictor was fitted; of an ensemble, each member's fit on all bars."""
+    if "member" not in history:
+        return panels("fit", {name: fitting_figure(history)}, wide=True)
+    kept = history[history["fold"].isna()] if "fold" in history else history
+    figures = {}
+    for member, epochs in kept.groupby("member", sort=False):
+        # An ensemble as a member fits its own members several times over, the last time on all of its bars.
+        restarts = np.flatnonzero(np.diff(epochs.index.to_numpy()) <= 0)
+        last = epochs.iloc[restarts[-1] + 1 :] if len(restarts) else epochs
+        if last["val_loss"].notna().any():  # One in closed form has no epochs to show.
+            figures[f"{name}, {member}"] = fitting_figure(last).update_layout(height=220)
+    return panels("fit", figures) if figures else ""
 
 
 def _folds_section(validation: ForecastValidation, prices: Bars | None) -> str:
@@ -352,8 +395,13 @@ NO_INTERVALS_NOTE = (
     "lead to having been chosen."
 )
 FAN_NOTE = (
-    "The newest forecast as prices: the median, and intervals that hold the outcome with the probability they name if the "
-    "calibration below bears them out. The median marks the horizons; between them lines are drawn straight."
+    "The newest forecast as prices: the median, which marks the horizons, and intervals; between horizons lines are drawn "
+    "straight."
+)
+CALIBRATED_NOTE = "Intervals hold the outcome with the probability they name if the calibration below bears them out."
+UNJUDGED_NOTE = (
+    "Whether intervals hold the outcome with the probability they name is not judged here: a validation out of sample, such "
+    "as that of `tradingbots fit`, says so."
 )
 SKILL_NOTE = (
     "Scores over all folds with their intervals, where these were estimated; naive forecasts are grey. An interval that "
@@ -382,6 +430,10 @@ EQUITY_NOTE = (
     "What 1 became, after costs, by holding each asset long or short by the sign of its forecast, one bar at a time; log "
     "scale, folds end to end, a vertical line where one begins. Orders fill at the very close that the forecast was made at, "
     "which flatters all lines alike. Buy-and-hold is of equal weights, without costs."
+)
+WEIGHTS_NOTE = (
+    "What an ensemble makes of its members' expected returns, horizon by horizon. A weight is no score: of two members that "
+    "say nearly the same, one may have all of it."
 )
 FIT_NOTE = "Loss over epochs. The weights of the epoch with the least validation loss were kept."
 FOLDS_NOTE = (

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from ml.tradingbots.components.forecast_table import FloatArray, IntArray
-from ml.tradingbots.components.return_predictor import PriceData
+from ml.tradingbots.components.return_predictor import PriceData, levels_within
 from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.data.timestamps import read_timestamps
 from ml.tradingbots.training.forecast_judging import Forecast, Judge
 from ml.tradingbots.training.forecast_results import SCORES, ForecastValidation
 from ml.tradingbots.training.forecast_scores import LEVELS
 from ml.tradingbots.training.price_tables import until
+from ml.tradingbots.training.resampling_settings import check_resampling
 
 __all__ = [
     "LEVELS",
@@ -67,17 +68,22 @@ def validate(
     with one that ends with the last test bar. All models are judged at the same origins, those that every one of them
     forecast. Intervals resample blocks of origins of all folds at once, at least a horizon long.
 
+    CRPS and coverage need quantiles at all of `LEVELS`, 0.05 to 0.95. They are left out (NaN) for a model that has none, or
+    none so far out: a network with `head="quantile"` and levels 0.1 to 0.9, say, or an ensemble with such a member.
+
     Args:
         factory: makes an unfitted predictor, or several by name. A predictor has `fit(price_data, bars=...)`,
             `predict(price_data, bars=...)`, `horizons` (an attribute, or of `get_params()`), and `predict_quantiles` if it can.
         price_data: what `Bars.from_frame` accepts; predictors are given the same kind.
         splitter: makes folds of bars; its purge must be at least the longest horizon.
-        naive: forecasts to compare with, by name. None: zero, drift, sign of the last return, and a ridge regression; one
-            whose name `factory` gives to a predictor makes way for it, which is judged and not marked as naive.
-        cost_rate: of trading, as a fraction of the notional (0.0005 is 5 basis points).
+        naive: forecasts to compare with, by name. None: zero, drift, sign of the last return, and a ridge regression, which
+            sees as long a window as the predictors; all in units of volatility where these are, over their longest
+            `volatility_bars`. One whose name `factory` gives to a predictor makes way for it, which is judged and not marked
+            as naive.
+        cost_rate: of trading, as a fraction of the notional, in [0, 1) (0.0005 is 5 basis points).
         confidence: of the intervals, in (0, 1).
         n_bootstrap: resamples of each interval; 0 skips them.
-        seed: of the resampling.
+        seed: of the resampling, at least 0.
         report: called after each predictor and fold.
         fit_params: what else a fit is given, by name of the predictor and number of the fold: `report` to watch it,
             `checkpoint` to go on with it after an interruption. The naive ones are asked about as well.
@@ -86,14 +92,23 @@ def validate(
         Tables of scores, and the forecasts themselves.
 
     Raises:
-        ValueError: training labels would overlap with a test, a bar is tested twice, models have no origin in common, or
-            `factory` and `naive` give one name to two of them.
+        ValueError: a setting is out of its range, training labels would overlap with a test, a bar is tested twice, models
+            have no origin in common, or `factory` and `naive` give one name to two of them.
     """
+    # All that can be refused is refused before hours of fits.
+    check_resampling(confidence=confidence, n_bootstrap=n_bootstrap, seed=seed)
+    if not 0.0 <= cost_rate < 1.0:
+        raise ValueError(
+            f"cost_rate must be a fraction of the notional in [0, 1), got {cost_rate}; 5 basis points are 0.0005"
+        )
     bars = Bars.from_frame(price_data)
     models = _named(factory)
     horizons = {name: _horizons_of(name, make()) for name, make in models.items()}
     if naive is None:
-        usual = default_naive(tuple(sorted(set().union(*horizons.values()))), _window_of(models))
+        ahead = tuple(sorted(set().union(*horizons.values())))
+        usual = default_naive(
+            ahead, _largest(models, "window_size"), volatility_bars=_largest(models, "volatility_bars") or 0
+        )
         naive = {name: make for name, make in usual.items() if name not in models}
     both = sorted(set(models) & set(naive))
     if both:
@@ -120,21 +135,26 @@ def validate(
     return judge.verdict(tuple(naive))
 
 
-def default_naive(horizons: tuple[int, ...], window_size: int | None = None) -> dict[str, Factory]:
+def default_naive(
+    horizons: tuple[int, ...], window_size: int | None = None, *, volatility_bars: int = 0
+) -> dict[str, Factory]:
     """Return the forecasts without skill that every predictor should be shown beside.
 
     Args:
         horizons: bars ahead.
         window_size: bars that the ridge regression sees; None is its own default.
+        volatility_bars: look-back of the volatility that their errors are in units of, at least 2; 0 does without, and their
+            intervals are as wide in calm as in wild times.
     """
     # Imported where it is used: who brings naive forecasts of their own needs none of these.
     from ml.tradingbots.components import naive_predictors
 
-    ridge: dict[str, Any] = {"horizons": horizons} | ({} if window_size is None else {"window_size": window_size})
+    common: dict[str, Any] = {"horizons": horizons, "volatility_bars": volatility_bars}
+    ridge = common | ({} if window_size is None else {"window_size": window_size})
     return {
-        "zero": lambda: naive_predictors.ZeroPredictor(horizons=horizons),
-        "drift": lambda: naive_predictors.DriftPredictor(horizons=horizons),
-        "last_sign": lambda: naive_predictors.LastSignPredictor(horizons=horizons),
+        "zero": lambda: naive_predictors.ZeroPredictor(**common),
+        "drift": lambda: naive_predictors.DriftPredictor(**common),
+        "last_sign": lambda: naive_predictors.LastSignPredictor(**common),
         "ridge": lambda: naive_predictors.RidgePredictor(**ridge),
     }
 
@@ -197,10 +217,11 @@ def _horizons_of(name: str, predictor: Any) -> tuple[int, ...]:
     return tuple(int(horizon) for horizon in horizons)
 
 
-def _window_of(models: Mapping[str, Factory]) -> int | None:
-    # Those of an ensemble's members are called member__window_size.
+def _largest(models: Mapping[str, Factory], name: str) -> int | None:
+    """Return the largest value that a hyperparameter has in any model; None where no model has it."""
+    # Those of an ensemble's members are called member__name.
     params = [(key, value) for make in models.values() for key, value in make().get_params().items()]
-    return max((size for key, size in params if key.split("__")[-1] == "window_size"), default=None)
+    return max((value for key, value in params if key.split("__")[-1] == name and value is not None), default=None)
 
 
 def _forecast(
@@ -219,7 +240,7 @@ def _forecast(
     shape = (bars.n_assets, len(horizons))
     origins, mean = _read(name, predictor.predict(seen, bars=test), bars, test, (bars.assets, horizons))
     quantiles = None
-    if hasattr(predictor, "predict_quantiles"):
+    if levels_within(predictor, LEVELS) == LEVELS:
         table = predictor.predict_quantiles(seen, LEVELS, bars=test)
         also, values = _read(name, table, bars, test, (bars.assets, horizons, LEVELS))
         if not np.array_equal(also, origins):
