@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 
 import pandas as pd
 
+from ml.tradingbots.components.return_predictor import levels_within
 from ml.tradingbots.components.serialization import write_atomically
 from ml.tradingbots.data import Bars
 from ml.tradingbots.data.timestamps import utc_timestamp
@@ -238,13 +239,16 @@ def _report(
         "Predictor": arguments.predictor,
         "Settings": ", ".join(f"{key} {value}" for key, value in dataclasses.asdict(arguments.config).items()),
     }
-    levels = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+    levels = levels_within(predictor, (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95))
+    latest = predictor.predict_quantiles(bars, levels, bars=[bars.n_bars - 1]) if len(levels) > 1 else None
+    weights = getattr(predictor, "weights_", None)
     return write_forecast_report(
         run_dir / "report.html",
         found,
         title=f"{arguments.predictor} on {Path(arguments.prices).name}",
         facts=facts,
         prices=bars,
-        latest_quantiles=predictor.predict_quantiles(bars, levels, bars=[bars.n_bars - 1]),
+        latest_quantiles=latest,
         histories=histories,
+        weights=None if weights is None else {arguments.predictor: weights},
     )

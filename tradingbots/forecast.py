@@ -15,6 +15,8 @@ import tyro
 from tradingbots.console import OptionalDate, OptionalPath, Prices, at_the_door, note, parse, show, show_table
 
 FILE_SUFFIXES = (".csv", ".parquet")
+USUAL_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+FAN_LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +34,8 @@ class Forecast:
     """Forecast at the last bar known at this date; None is the last bar."""
     start: OptionalDate = None
     """Forecast at every bar from this date on; needs --output."""
-    quantiles: tuple[float, ...] = (0.05, 0.25, 0.5, 0.75, 0.95)
-    """Levels, in (0, 1)."""
+    quantiles: tuple[float, ...] | None = None
+    """Levels, in (0, 1); None takes those of 0.05, 0.25, 0.5, 0.75 and 0.95 that the predictor has."""
     output: OptionalPath = None
     """File to write the forecasts to: .csv or .parquet, one row per bar, asset and horizon."""
     report: OptionalPath = None
@@ -48,6 +50,7 @@ def run(argv: list[str]) -> int:
     _check(arguments)
 
     from ml.tradingbots.components import load_predictor
+    from ml.tradingbots.components.return_predictor import levels_within
     from ml.tradingbots.data.timestamps import utc_timestamp
     from tradingbots.periods import load_bars
 
@@ -68,7 +71,8 @@ def run(argv: list[str]) -> int:
             )
         # What comes later is not even shown to the predictor.
         seen = bars.slice(0, last + 1)
-        table = forecasts(predictor, seen, np.arange(first, last + 1), arguments.quantiles)
+        levels = levels_within(predictor, USUAL_QUANTILES) if arguments.quantiles is None else arguments.quantiles
+        table = forecasts(predictor, seen, np.arange(first, last + 1), levels)
     _note_in_sample(arguments, table["timestamp"].iloc[0])
     if arguments.output is not None:
         _write(Path(arguments.output), table)
@@ -79,7 +83,7 @@ def run(argv: list[str]) -> int:
         return 0
     latest = table[table["timestamp"] == table["timestamp"].iloc[-1]]
     show(f"Forecasts at the close of {latest['timestamp'].iloc[0].isoformat()}\n")
-    show_table(_for_people(latest, arguments.quantiles), first="asset")
+    show_table(_for_people(latest, levels), first="asset")
     for path in (arguments.output, arguments.report):
         if path is not None:
             print(f"\nWritten to {path}")
@@ -129,8 +133,9 @@ def _check(arguments: Forecast) -> None:
         for what, given in (("prices", arguments.prices), ("predictor", arguments.predictor)):
             if name is not None and Path(name).resolve() == Path(given).resolve():
                 raise ValueError(f"{flag} {name} is the file of the {what}, which would be lost: choose another")
-    if list(arguments.quantiles) != sorted(set(arguments.quantiles)):
-        raise ValueError(f"--quantiles must increase, got {' '.join(map(str, arguments.quantiles))}")
+    levels = arguments.quantiles or ()
+    if list(levels) != sorted(set(levels)):
+        raise ValueError(f"--quantiles must increase, got {' '.join(map(str, levels))}")
 
 
 def _note_in_sample(arguments: Forecast, first: pd.Timestamp) -> None:
@@ -167,9 +172,12 @@ def _write(path: Path, table: pd.DataFrame) -> None:
 
 
 def _draw(arguments: Forecast, predictor: Any, bars: Any) -> None:
+    from ml.tradingbots.components.return_predictor import levels_within
     from ml.tradingbots.training.forecast_report import write_fan_report
 
-    levels = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
+    levels = levels_within(predictor, FAN_LEVELS)
+    if len(levels) < 2:
+        raise ValueError(f"--report draws quantiles, and this predictor has none of {', '.join(map(str, FAN_LEVELS))}")
     assert arguments.report is not None
     write_fan_report(
         arguments.report,
