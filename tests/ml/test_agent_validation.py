@@ -1,5 +1,9 @@
 """Walk-forward validation of agents: what they train on and live, the arithmetic of their tables, and every refusal."""
 
+import dataclasses
+import os
+import signal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +12,7 @@ from scipy.stats import trim_mean
 
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.rl_agents import create_rl_agent
-from ml.tradingbots.components.sac_agent import SACConfig
+from ml.tradingbots.components.sac_agent import SACAgent, SACConfig
 from ml.tradingbots.core import metrics
 from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.data.splitters import PurgedKFold, WalkForwardValidator
@@ -229,3 +233,81 @@ def test_wrong_settings_of_intervals_are_refused_by_name_before_any_training(wro
     with pytest.raises(ValueError, match=rf"^{next(iter(wrong))} must be"):
         check(lambda env, seed: made.append(seed) or sac(env, seed), **wrong)
     assert not made
+
+
+# --- Interrupted and resumed
+
+
+def same(left, right):
+    """Whether two validations agree to the bit."""
+    for name in ("runs", "per_fold", "summary", "equity"):
+        pd.testing.assert_frame_equal(getattr(left, name), getattr(right, name), check_exact=True)
+    return (left.excess, left.excess_interval) == (right.excess, right.excess_interval)
+
+
+class InterruptedSAC(SACAgent):
+    """Somebody presses Ctrl-C while it learns."""
+
+    def training_steps(self, *arguments, **settings):
+        for number, step in enumerate(super().training_steps(*arguments, **settings)):
+            if number == 12:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield step
+
+
+def test_a_walk_forward_cut_between_two_runs_goes_on_to_the_same_tables(found, tmp_path):
+    training = dataclasses.replace(TRAINING, run_dir=str(tmp_path))
+    done, again = [], []
+
+    def stop_after_two(report):
+        done.append(report)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check(training=training, n_seeds=2, report=stop_after_two)
+    assert len(list(tmp_path.iterdir())) == 2
+    kept = len((tmp_path / "fold_0_seed_5" / "metrics.csv").read_text().splitlines())
+    resumed = check(training=training, n_seeds=2, report=again.append, resume=True)
+    assert same(resumed, found)
+    assert again[:2] == done
+    assert len(again) == 6
+    assert len((tmp_path / "fold_0_seed_5" / "metrics.csv").read_text().splitlines()) == kept
+
+
+def test_a_walk_forward_cut_within_a_run_by_ctrl_c_goes_on_to_the_same_tables(found, tmp_path):
+    training = dataclasses.replace(TRAINING, run_dir=str(tmp_path))
+    reports = []
+
+    def factory(env, seed):
+        if len(reports) < 1:
+            return sac(env, seed)
+        return InterruptedSAC(env.observation_space_dim, env.action_space_dim, AGENT, seed=seed)
+
+    with pytest.raises(KeyboardInterrupt, match="training stopped at"):
+        check(factory, training=training, n_seeds=2, report=reports.append)
+    assert len(reports) == 1  # The agent that was half trained was not evaluated.
+    assert same(check(training=training, n_seeds=2, resume=True), found)
+
+
+def test_runs_that_a_smaller_budget_ended_early_go_on_to_the_same_tables(found, tmp_path):
+    training = dataclasses.replace(TRAINING, run_dir=str(tmp_path))
+    check(training=dataclasses.replace(training, total_timesteps=26), n_seeds=2)
+    assert same(check(training=training, n_seeds=2, resume=True), found)
+
+
+def test_what_another_walk_forward_left_is_not_gone_on_with(found, tmp_path):
+    training = dataclasses.replace(TRAINING, run_dir=str(tmp_path))
+    check(training=dataclasses.replace(training, n_envs=4), n_seeds=2)
+
+    def stop(_report):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check(training=training, n_seeds=2, report=stop)
+    assert same(check(training=training, n_seeds=2, resume=True), found)
+
+
+def test_without_a_folder_there_is_nothing_to_resume():
+    with pytest.raises(ValueError, match="run_dir"):
+        check(resume=True)

@@ -1,6 +1,7 @@
 """The verbs for predictors as people and scripts use them: fit, forecast, walk-forward, and every mistake in one line."""
 
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -338,3 +339,38 @@ def test_mistakes_of_a_walk_forward_are_explained_in_one_line(flags, message, fi
     assert message in refused(
         capsys, "walk-forward", "--prices", files / "one.csv", "--run-dir", tmp_path / "r", *flags
     )
+
+
+def test_an_interrupted_walk_forward_of_agents_goes_on_to_the_same_tables(files, tmp_path, capsys, monkeypatch):
+    arguments = ["walk-forward", "--agent", "a2c", "--prices", str(files / "one.csv"), "--n-seeds", "2"]
+    arguments += ["--folds.n-splits", "2", "--training.total-timesteps", "200", "--training.n-envs", "4"]
+    arguments += ["--config.hidden-dim", "8", "--env.window-size", "4"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main([*arguments, "--run-dir", str(whole)]) == 0
+    done = []
+
+    def press_ctrl_c(report):
+        done.append(report)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tradingbots.walk_forward_agents._say", press_ctrl_c)
+        capsys.readouterr()
+        assert main([*arguments, "--run-dir", str(cut)]) == 130
+    said = capsys.readouterr().err
+    assert "interrupted; go on with: tradingbots walk-forward" in said
+    command = shlex.split(said.partition("go on with: tradingbots ")[2])
+    assert command[-1] == "--resume"
+    written = (cut / "config.json").read_bytes()
+    line = refused(capsys, *command, "--config.hidden-dim", "16", "--training.n-envs", "2")
+    assert "--config.hidden-dim was 8, now 16" in line
+    assert "--training.n-envs was 4, now 2" in line
+    assert "last of the bars" in refused(capsys, *command, "--end", "2021-01-01")
+    assert (cut / "config.json").read_bytes() == written
+    assert main([*command, "--training.no-progress"]) == 0
+    for name in ("runs.csv", "per_fold.csv", "equity.csv"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+    assert "nothing to resume" in refused(capsys, *arguments, "--run-dir", tmp_path / "none", "--resume")
+    assert not (tmp_path / "none").exists()
+    assert "--run-dir" in refused(capsys, *arguments, "--resume")

@@ -144,6 +144,7 @@ def walk_forward_agents(
     n_bootstrap: int = 1_000,
     seed: int = 0,
     report: Callable[[AgentFoldReport], None] | None = None,
+    resume: bool = False,
 ) -> AgentValidation:
     """Train agents on the past of each fold, and let them live its test bars.
 
@@ -153,25 +154,38 @@ def walk_forward_agents(
     held at its end is valued at the last close. Buy-and-hold keeps the same terms. Rewards lie inside the training rows, so
     no purge is needed; an embargo stands for the time that training takes.
 
+    Ctrl-C ends the run under way after its step, as in `train_rl_agent`, and raises KeyboardInterrupt: a half-trained agent is
+    never evaluated. With a `run_dir` the same call with `resume=True` goes on, on a CPU to the same tables.
+
     Args:
         agent_factory: `agent_factory(env, seed)` makes an untrained agent for a market environment.
         price_data: what `Bars.from_frame` accepts.
         env_config: of the environments, costs included. `episode_length` and `random_start` concern training alone.
-        training_config: of each run; its `seed` is where seeds count from, and with a `run_dir` each run has a folder in it.
+        training_config: of each run; its `seed` is where seeds count from, and with a `run_dir` each run has a folder in it,
+            fold_F_seed_S.
         splitter: folds that train on one stretch of bars and test on one stretch after it, such as `WalkForwardValidator`.
         n_seeds: runs per fold, at least 1.
         confidence: of the intervals, in (0, 1).
         n_bootstrap: resamples of the intervals; 0 skips them.
         seed: of the resampling.
-        report: called after each run.
+        report: called after each run, those that were finished before a resumption included.
+        resume: go on with what is in `run_dir`, all else being the same: a run with a checkpoints/last.pt is trained from there
+            (not at all where it was finished) and evaluated, others start fresh. False removes such files of these runs first.
 
     Returns:
         Tables, and the account values end to end.
 
     Raises:
-        ValueError: a setting is out of its range, folds are not as above, or there are too few bars before a test for a full
-            window.
+        ValueError: a setting is out of its range, folds are not as above, there are too few bars before a test for a full
+            window, or there is nowhere to resume from.
+        CheckpointError: a file to resume from belongs to another agent or market, or is damaged.
+        KeyboardInterrupt: training was interrupted.
     """
+    if resume and training_config.run_dir is None:
+        raise ValueError(
+            "resume=True needs training_config.run_dir, the folder of the walk-forward to go on with; got run_dir=None. "
+            "Give the run_dir of the interrupted call, or leave resume out"
+        )
     if n_seeds < 1:
         raise ValueError(f"n_seeds must be at least 1, got {n_seeds}")
     check_resampling(confidence=confidence, n_bootstrap=n_bootstrap, seed=seed)
@@ -183,13 +197,20 @@ def walk_forward_agents(
     # All of them now: what can be refused is refused before hours of training.
     test_envs = [_test_environment(bars, env_config, test, context) for _, test in folds]
     train_envs = [TradingEnvironment(bars.slice(train[0], train[-1] + 1), env_config) for train, _ in folds]
+    if not resume:
+        # What another walk-forward left here must not be taken for a part of this one, should it be interrupted.
+        for config in (
+            _config_of(training_config, number, run_seed) for number in range(len(folds)) for run_seed in seeds
+        ):
+            if config.run_dir is not None:
+                _checkpoint(config.run_dir).unlink(missing_ok=True)
     runs: list[_Run] = []
     for number, (train_env, test_env) in enumerate(zip(train_envs, test_envs, strict=True)):
         hold = run_baselines(test_env)[BUY_AND_HOLD].strategy_returns
         runs.append(_Run(number, BUY_AND_HOLD, hold, bars.bars_per_year))
         for run_seed in seeds:
             config = _config_of(training_config, number, run_seed)
-            earned = _trained(agent_factory, train_env, test_env, config)
+            earned = _trained(agent_factory, train_env, test_env, config, resume=resume)
             run = _Run(number, run_seed, earned, bars.bars_per_year)
             runs.append(run)
             if report is not None:
@@ -278,12 +299,23 @@ def _config_of(config: RLTrainingConfig, fold: int, seed: int) -> RLTrainingConf
     return dataclasses.replace(config, seed=seed, run_dir=run_dir)
 
 
+def _checkpoint(run_dir: str) -> Path:
+    """Where `train_rl_agent` keeps what a run is resumed from."""
+    return Path(run_dir) / "checkpoints" / "last.pt"
+
+
 def _trained(
-    factory: AgentFactory, train_env: TradingEnvironment, test_env: TradingEnvironment, config: RLTrainingConfig
+    factory: AgentFactory,
+    train_env: TradingEnvironment,
+    test_env: TradingEnvironment,
+    config: RLTrainingConfig,
+    *,
+    resume: bool,
 ) -> FloatArray:
-    """Return what a fresh agent earns on the test bars, bar by bar."""
+    """Return what an agent, fresh or taken up where its training was cut, earns on the test bars, bar by bar."""
     agent = factory(train_env, config.seed)
-    train_rl_agent(agent, train_env, config)
+    saved = _checkpoint(config.run_dir) if resume and config.run_dir is not None else None
+    train_rl_agent(agent, train_env, config, resume_from=saved if saved is not None and saved.is_file() else None)
     check_fits(test_env.action_space, agent)
     trajectory = run_strategy(test_env, lambda seen, _bar: act(agent, seen, test_env.action_mask()), name="agent")
     return trajectory.strategy_returns
