@@ -1,6 +1,7 @@
 """The look-ahead audit: planted leaks are found, honest models pass, and splitters keep their folds when data grow."""
 
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from ml.tradingbots.components.naive_predictors import (
 from ml.tradingbots.components.transformer_predictor import TransformerPricePredictor
 from ml.tradingbots.core import indicators
 from ml.tradingbots.data.bars import Bars
+from ml.tradingbots.data.sources import load_prices
 from ml.tradingbots.data.splitters import CombinatorialPurgedCV, PanelSplit, PurgedKFold, WalkForwardValidator
 from ml.tradingbots.data.synthetic import autoregressive, sine
 from ml.tradingbots.training.look_ahead import (
@@ -27,6 +29,7 @@ from ml.tradingbots.training.look_ahead import (
     resembling_columns,
     walk_forward_pipeline,
 )
+from ml.tradingbots.training.target_leaks import leaking_features
 
 torch.set_num_threads(1)
 PRICES = autoregressive(160, phi=0.3, seed=7).prices
@@ -74,6 +77,16 @@ def log_returns(prices):
 def smoothed(prices):
     forward = log_returns(prices).fillna(0.0).ewm(alpha=0.3).mean()
     return forward[::-1].ewm(alpha=0.3).mean()[::-1]
+
+
+def clustered(n_bars, seed=3):
+    rng = np.random.default_rng(seed)
+    returns, variance = np.zeros(n_bars), 1e-4
+    for bar in range(1, n_bars):
+        variance = 2e-6 + 0.1 * returns[bar - 1] ** 2 + 0.88 * variance
+        returns[bar] = np.sqrt(variance) * rng.standard_normal()
+    dates = pd.date_range("2010-01-01", periods=n_bars, tz="UTC")
+    return pd.DataFrame({"close": 100.0 * np.exp(returns.cumsum())}, index=dates)
 
 
 LEAKS = {
@@ -159,6 +172,83 @@ def test_a_column_of_the_table_that_is_the_target_is_flagged(column):
     report = audit_look_ahead(lambda table: log_returns(table), prices, n_checks=2)
     assert report.findings[["change", "column"]].to_numpy().tolist() == [["is the target", "signal"]]
     assert "'signal' has a correlation" in repr(report)
+
+
+@pytest.mark.parametrize("volatility_bars", [0, 15])
+def test_the_audit_compares_with_the_horizons_and_the_volatility_of_the_model(volatility_bars):
+    log_close = np.log(PRICES["close"])
+    scale = log_close.diff().rolling(volatility_bars).std() if volatility_bars else 1.0
+    prices = PRICES.assign(x=(log_close.shift(-7) - log_close) / scale).iloc[20:-7]
+    model = RidgePredictor(horizons=(7,), features=("log_return", "x"), volatility_bars=volatility_bars).fit(prices)
+    findings = audit_look_ahead(model, prices, n_checks=1).findings.set_index("column")
+    assert findings.loc["x", ["change", "bars_ahead"]].tolist() == ["is the target", 7]
+
+
+COPIES = {
+    "rank": lambda target: target.rank(),
+    "in five steps": lambda target: pd.cut(target.clip(*target.quantile([0.02, 0.98])), 5, labels=False),
+    "with noise": lambda target: target + 0.3 * target.std() * np.random.default_rng(0).standard_normal(len(target)),
+    "in units of volatility": lambda target: target / target.shift(5).rolling(20).std(),
+    "cubed": lambda target: target**3,
+    "sign": np.sign,
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+@pytest.mark.parametrize("horizon", [1, 5])
+def test_a_coarse_or_noisy_copy_of_the_target_is_flagged(name, horizon):
+    prices = autoregressive(800, phi=0.3, seed=7).prices
+    prices["x"] = COPIES[name](np.log(prices["close"]).diff(horizon).shift(-horizon))
+    report = audit_look_ahead(log_returns, prices.iloc[30:-horizon], n_checks=1)
+    assert report.findings["column"].tolist() == ["x"]
+    assert re.search("resembles the return|has a correlation", repr(report))
+    (sentence,) = leaking_features(prices.iloc[30:-horizon], ("log_return", "x"), (horizon,))
+    assert "feature 'x'" in sentence
+    assert "make it of bars up to its own" in sentence
+
+
+HONEST = ("log_return", "volatility", "momentum", "zscore", "rsi")
+
+
+@pytest.mark.parametrize(
+    "make_market",
+    [
+        lambda: autoregressive(2_000, phi=0.9, seed=1).prices,
+        lambda: autoregressive(300, phi=0.9, seed=2).prices,
+        lambda: sine(2_000, period=40.0, noise=0.005, seed=0).prices,
+        lambda: sine(600, period=200.0, seed=0).prices,
+        lambda: sine(2_000, period=40.0, noise=0.0, seed=0).prices,
+        lambda: clustered(3_000),
+        lambda: load_prices("sp500"),
+        lambda: load_prices("sp500-stocks").iloc[-2_000:, :4],
+    ],
+    ids=["AR(1)", "short AR(1)", "sine", "slow sine", "noiseless sine", "GARCH", "sp500", "sp500-stocks"],
+)
+def test_honest_features_are_accused_in_no_market(make_market):
+    assert leaking_features(make_market(), HONEST, (1, 5, 20), volatility_bars=20) == []
+
+
+def test_a_ridge_that_foretells_a_sine_is_not_accused():
+    prices = sine(600, period=40.0, noise=0.0, seed=0).prices
+    model = RidgePredictor(horizons=(1, 5), window_size=4).fit(prices)
+    audit_look_ahead(model, prices, n_checks=2).raise_for_leaks()
+    audit_look_ahead(lambda table: model.predict(table), prices, n_checks=2).raise_for_leaks()
+
+
+def test_the_leak_of_one_asset_is_told_with_its_name(make_prices):
+    prices = make_prices(300, 2, extra=True)
+    prices[("signal", "BBB")] = np.log(prices[("close", "BBB")]).diff(2).shift(-2)
+    (sentence,) = leaking_features(prices.iloc[:-2], ("log_return", "signal"), (2,))
+    assert sentence.startswith("feature 'signal' of 'BBB' is the return of the next 2 bars, correlation 1.000")
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [({"horizons": ()}, "horizons must"), ({"horizons": (0,)}, "at least 1"), ({"volatility_bars": 1}, "at least 2")],
+)
+def test_targets_that_nobody_forecasts_are_refused(settings, match):
+    with pytest.raises(ValueError, match=match):
+        leaking_features(PRICES, ("log_return",), **{"horizons": (1,), **settings})
 
 
 def test_the_target_of_one_asset_is_found_among_several(make_prices):

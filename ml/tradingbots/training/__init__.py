@@ -23,6 +23,7 @@ from ml.tradingbots.training.progress import RLProgressTracker
 from ml.tradingbots.training.reports import write_report
 from ml.tradingbots.training.results import EvaluationResult
 from ml.tradingbots.training.rl_training import RLTrainingConfig, RLTrainingMetrics, train_rl_agent
+from ml.tradingbots.training.target_leaks import leaking_features
 from ml.tradingbots.training.training_state import EpisodeSummary, TrainingState
 from ml.tradingbots.training.training_utils import (
     CombinatorialPurgedCV,
@@ -71,6 +72,7 @@ __all__ = [
     "evaluate_agent",
     "evaluate_episodes",
     "forecast_verdict",
+    "leaking_features",
     "train_rl_agent",
     "validate",
     "walk_forward_agents",

@@ -3,7 +3,7 @@
 Whatever is said at bar t must stay what it is, bit for bit, when bars after t change or are taken away. The audit does both
 at many bars, to anything that turns a price table into numbers by time: features, fitted predictors, and pipelines that fit
 inside. What it cannot see is a column of the table itself that was made with later prices; such columns are compared with
-the returns that followed.
+the returns that followed, over the horizons of the model too.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ml.tradingbots.components.return_predictor import PriceData
 from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.training.audited_outputs import Outputs, columns_of, outputs_of, own_columns
 from ml.tradingbots.training.price_tables import ChangeableTable, until
-from ml.tradingbots.training.target_leaks import TARGET_HORIZONS, resemblances
+from ml.tradingbots.training.target_leaks import IS_TARGET, RESEMBLES, TARGET_HORIZONS, resemblances
 
 Pipeline: TypeAlias = Callable[[Any], Any]
 
@@ -126,7 +126,17 @@ def audit_look_ahead(
                 audit.skip("cut off", bar, str(error))
             else:
                 audit.compare("cut off", bar, shorter, truncation_tolerance)
-    audit.found += resemblances(table.bars, columns_of(table.bars, base))
+    columns = columns_of(table.bars, base)
+    horizons, volatility_bars = _own_targets(model_or_pipeline)
+    audit.found += resemblances(
+        table.bars,
+        columns,
+        sorted({*TARGET_HORIZONS, *horizons}),
+        volatility_bars=volatility_bars,
+        fitted=frozenset(set(columns) - set(own_columns(table.bars)))
+        if hasattr(model_or_pipeline, "predict")
+        else frozenset(),
+    )
     return LookAheadReport(
         findings=pd.DataFrame(audit.found, columns=list(_COLUMNS)), checks=pd.DataFrame(audit.checks)
     )
@@ -156,8 +166,8 @@ def walk_forward_pipeline(factory: Callable[[], Any], splitter: Any) -> Callable
 def resembling_columns(price_data: PriceData, horizons: Sequence[int] = TARGET_HORIZONS) -> pd.DataFrame:
     """Return which columns of a table are, as good as, what is to be predicted.
 
-    A column of one's own is compared with the return that followed and its sign, as it is and as a price over the close.
-    Markets in which the last return tells the next as well are left alone.
+    A column of one's own is compared with the return that followed, its sign, its rank and in units of volatility, as it is
+    and as a price over the close. Markets whose past tells as much of the future are left alone.
 
     Args:
         price_data: what `Bars.from_frame` accepts.
@@ -168,6 +178,16 @@ def resembling_columns(price_data: PriceData, horizons: Sequence[int] = TARGET_H
     """
     bars = Bars.from_frame(price_data)
     return pd.DataFrame(resemblances(bars, own_columns(bars), horizons), columns=list(_COLUMNS))
+
+
+def _own_targets(model: Any) -> tuple[tuple[int, ...], int]:
+    """Return the horizons that a model says it forecasts, and the look-back of its volatility; none and 0 without."""
+    params = model.get_params() if callable(getattr(model, "get_params", None)) else {}
+    horizons = getattr(model, "horizons", params.get("horizons", ()))
+    numbers = np.atleast_1d(np.asarray(horizons))
+    known = tuple(int(h) for h in numbers if h > 0) if np.issubdtype(numbers.dtype, np.number) else ()
+    look_back = getattr(model, "volatility_bars", params.get("volatility_bars", 0))
+    return known, int(look_back) if isinstance(look_back, int | np.integer) and look_back > 1 else 0
 
 
 def _chosen_bars(base: Outputs, n_bars: int, n_checks: int, rng: np.random.Generator) -> list[int]:
@@ -239,10 +259,15 @@ class _Audit:
 
 
 def _in_words(finding: pd.Series[Any]) -> str:
-    if finding["change"] == "is the target":
+    if finding["change"] == IS_TARGET:
         return (
             f"column {finding['column']!r} has a correlation of {finding['largest_move']:.3f} with the return of the next "
-            f"{finding['bars_ahead']} bars (or its sign)."
+            f"{finding['bars_ahead']} bars (or its sign, its rank, or in units of volatility)."
+        )
+    if finding["change"] == RESEMBLES:
+        return (
+            f"column {finding['column']!r} resembles the return of the next {finding['bars_ahead']} bars, correlation "
+            f"{finding['largest_move']:.3f}, which the past does not explain: it must have been made with later prices."
         )
     if finding["change"] == "nothing":
         return "the same table gave two different answers; fix every seed, or nothing can be compared."
