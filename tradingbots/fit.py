@@ -133,7 +133,8 @@ def _leaks(bars: Bars, predictor: Any) -> list[str]:
     if not features:
         return []
     volatility_bars = params.get("volatility_bars", 0)
-    return leaking_features(bars, features, predictor.horizons, volatility_bars=volatility_bars)
+    found: list[str] = leaking_features(bars, features, predictor.horizons, volatility_bars=volatility_bars)
+    return found
 
 
 def histories_of(predictor: Any, name: str) -> dict[str, pd.DataFrame]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,13 +16,11 @@ from ml.tradingbots.training.agent_validation import AgentFoldReport
 from ml.tradingbots.training.formatting import format_change, format_number
 from ml.tradingbots.training.walk_forward_report import write_walk_forward_report
 from tradingbots.console import OptionalDate, OptionalPath, Prices, at_the_door, parse, show, show_table
-from tradingbots.fit import begin, new_run_dir, resume_command
+from tradingbots.fit import new_run_dir, resume_command, settings_of
 from tradingbots.periods import load_bars
+from tradingbots.run_folder import claimed
 from tradingbots.train import TrainingFlags, agent_config_class, check_device, costs_in_words, with_fitting_actions
 from tradingbots.walk_forward import Folds
-
-# What a run may be resumed with differently: what says where it is, that it goes on, and how it is watched.
-FREE_TO_CHANGE = ("--run-dir", "--resume", "--overwrite", "--training.progress")
 
 ConfigT = TypeVar("ConfigT")
 
@@ -32,8 +29,8 @@ ConfigT = TypeVar("ConfigT")
 class WalkForwardAgents(Generic[ConfigT]):
     """Train agents on the past of each fold, over several seeds, and let them live the bars that follow, costs included.
 
-    The folder holds config.json, runs.csv, per_fold.csv, equity.csv, report.html and runs/, a folder for each training run,
-    from which an interrupted walk-forward goes on.
+    The folder holds config.json, runs.csv, per_fold.csv, equity.csv, report.html and checkpoints/, a folder for each training
+    run, from which an interrupted walk-forward goes on.
     """
 
     prices: Prices
@@ -83,79 +80,50 @@ def run(argv: list[str]) -> int:
         argv = [*argv, f"--run-dir={made}"]
     assert arguments.run_dir is not None
     run_dir = Path(arguments.run_dir)
-    settings = {"arguments": dataclasses.asdict(arguments), "bars": _period(bars)}
-    if arguments.resume:
-        _check_same_settings(run_dir, settings)
-    begin(run_dir, run_dir / "runs", resume=arguments.resume, overwrite=arguments.overwrite)
-    show(f"Prices      {arguments.prices}: {bars.n_assets} {'asset' if bars.n_assets == 1 else 'assets'}")
-    show(f"Bars        {bars.timestamps[0]:%Y-%m-%d} to {bars.timestamps[-1]:%Y-%m-%d}, {bars.n_bars:,}")
-    show(f"Folds       {n_folds}, {splitter!r}")
-    show(f"Agents      {arguments.agent}, {arguments.n_seeds} per fold; costs: {costs_in_words(arguments.env)}")
-    show(f"Folder      {run_dir}\n")
-    write_atomically(run_dir / "config.json", (json.dumps(settings, indent=2) + "\n").encode())
-    training = dataclasses.replace(arguments.training, seed=arguments.seed, run_dir=str(run_dir / "runs"))
-    try:
-        found = walk_forward_agents(
-            lambda env, seed: _agent(arguments, env, seed),
-            bars,
-            arguments.env,
-            training,
-            splitter,
-            n_seeds=arguments.n_seeds,
-            confidence=arguments.confidence,
-            seed=arguments.seed,
-            report=_say,
-            resume=arguments.resume,
+    with claimed(run_dir, _settings(arguments, bars), resume=arguments.resume, overwrite=arguments.overwrite) as runs:
+        show(f"Prices      {arguments.prices}: {bars.n_assets} {'asset' if bars.n_assets == 1 else 'assets'}")
+        show(f"Bars        {bars.timestamps[0]:%Y-%m-%d} to {bars.timestamps[-1]:%Y-%m-%d}, {bars.n_bars:,}")
+        show(f"Folds       {n_folds}, {splitter!r}")
+        show(f"Agents      {arguments.agent}, {arguments.n_seeds} per fold; costs: {costs_in_words(arguments.env)}")
+        show(f"Folder      {run_dir}\n")
+        try:
+            found = walk_forward_agents(
+                lambda env, seed: _agent(arguments, env, seed),
+                bars,
+                arguments.env,
+                dataclasses.replace(arguments.training, seed=arguments.seed, run_dir=str(runs)),
+                splitter,
+                n_seeds=arguments.n_seeds,
+                confidence=arguments.confidence,
+                seed=arguments.seed,
+                report=_say,
+                resume=arguments.resume,
+            )
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"interrupted; go on with: {resume_command('walk-forward', argv)}") from stop
+        for name in ("runs", "per_fold", "equity"):
+            write_atomically(run_dir / f"{name}.csv", getattr(found, name).to_csv().encode())
+        report = write_walk_forward_report(
+            run_dir / "report.html",
+            found,
+            title=f"Walk-forward of {arguments.agent.upper()} on {Path(arguments.prices).name}",
+            facts=_facts(arguments, splitter),
         )
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(f"interrupted; go on with: {resume_command('walk-forward', argv)}") from stop
-    for name in ("runs", "per_fold", "equity"):
-        write_atomically(run_dir / f"{name}.csv", getattr(found, name).to_csv().encode())
-    report = write_walk_forward_report(
-        run_dir / "report.html",
-        found,
-        title=f"Walk-forward of {arguments.agent.upper()} on {Path(arguments.prices).name}",
-        facts=_facts(arguments, splitter),
-    )
     _show(found)
     print(f"\nReport      {report}")
     return 0
 
 
+def _settings(arguments: WalkForwardAgents[Any], bars: Bars) -> dict[str, Any]:
+    settings = settings_of("walk-forward", arguments)
+    settings["arguments"]["training"].pop("progress")  # How a run is watched may change.
+    settings["arguments"]["bars"] = _period(bars)
+    return settings
+
+
 def _period(bars: Bars) -> dict[str, Any]:
     first, last = (bars.timestamps[place].isoformat() for place in (0, -1))
     return {"number": bars.n_bars, "first": first, "last": last, "assets": list(bars.assets)}
-
-
-def _check_same_settings(run_dir: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on with a walk-forward with other settings, or on other bars, than it was begun with.
-
-    Raises:
-        FileNotFoundError: the folder holds no run.
-        ValueError: settings differ; the message names them as flags.
-    """
-    path = run_dir / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"there is nothing to resume: {run_dir} holds no run")
-    try:
-        saved = json.loads(path.read_text())
-        before, bars_before = _flat(saved["arguments"]), _flat(saved["bars"])
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{path} is damaged or was not written by `tradingbots walk-forward --agent` ({error!r}); "
-            "begin again by --overwrite, or choose another --run-dir"
-        ) from error
-    present = json.loads(json.dumps(settings))
-    now, bars_now = _flat(present["arguments"]), _flat(present["bars"])
-    pairs = [("--" + name.replace("_", "-"), before.get(name), now.get(name)) for name in sorted({*before, *now})]
-    pairs = [pair for pair in pairs if pair[0] not in FREE_TO_CHANGE]
-    pairs += [(f"{name} of the bars", bars_before.get(name), bars_now[name]) for name in bars_now]
-    differences = [f"{name} was {old!r}, now {new!r}" for name, old, new in pairs if old != new]
-    if differences:
-        raise ValueError(
-            f"the run in {run_dir} was begun with other settings: {'; '.join(differences)}. Resume it with the same ones, "
-            "or choose another --run-dir"
-        )
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
