@@ -126,14 +126,6 @@ def _period(bars: Bars) -> dict[str, Any]:
     return {"number": bars.n_bars, "first": first, "last": last, "assets": list(bars.assets)}
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by the names of their flags."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found
-
-
 def _agent(arguments: WalkForwardAgents[Any], env: TradingEnvironment, seed: int) -> Any:
     return create_rl_agent(
         arguments.agent,
