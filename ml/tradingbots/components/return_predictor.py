@@ -72,6 +72,12 @@ class ReturnPredictor(ABC):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "assets_")
 
+    def __sklearn_tags__(self) -> Any:
+        """Tell scikit-learn that it is a regressor whose targets follow from the prices."""
+        from sklearn.utils import RegressorTags, Tags, TargetTags  # Slow to import, and only scikit-learn asks.
+
+        return Tags(estimator_type="regressor", target_tags=TargetTags(required=False), regressor_tags=RegressorTags())
+
     def save(self, path: str | Path) -> Path:
         """Write the predictor to a file: hyperparameters and all that was learned. The write is atomic."""
         self._require_fitted()
@@ -106,7 +112,8 @@ class ReturnPredictor(ABC):
             bars: origins, increasing positions; None: every bar at which something can be said.
 
         Returns:
-            One row per origin (its timestamp), columns (asset, horizon).
+            One row per origin (its timestamp), columns (asset, horizon). Timestamps come back in UTC, naive ones are read as
+            UTC; bring a table of naive ones in line with them by `.tz_localize("UTC")`.
         """
         table, origins = self._ready(price_data, bars)
         return self._frame(table, origins, self._mean(table, origins))
