@@ -34,6 +34,7 @@ from ml.tradingbots.components.predictor_files import check_assets
 from ml.tradingbots.components.predictor_fitting import ReportFunction
 from ml.tradingbots.components.return_predictor import PriceData, ReturnPredictor
 from ml.tradingbots.components.serialization import check_like, require_keys, shown
+from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.data.names import did_you_mean
 from ml.tradingbots.data.splitters import BarSplitter
 
@@ -241,6 +242,11 @@ class BaseEnsemble(ReturnPredictor):
         self, price_data: PriceData, bars: npt.ArrayLike | None, *, labelled: bool
     ) -> tuple[ForecastTable, IntArray]:
         return common_origins(self.members_, price_data, bars, labelled=labelled)
+
+    def _check_columns(self, prices: Bars) -> None:
+        for member in self.members_.values():
+            if isinstance(member, ReturnPredictor):
+                member._check_columns(prices)
 
     def _members_say(self, table: ForecastTable, origins: IntArray) -> FloatArray:
         """(n_members, n_origins, n_assets, n_horizons)."""

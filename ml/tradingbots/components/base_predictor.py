@@ -95,7 +95,7 @@ class BasePredictor(ConfiguredPredictor):
         table = self._table(price_data)
         origins = table.origins(bars, labelled=True)
         train_bars, validation_bars = self._divide(origins)
-        self.assets_ = table.bars.assets
+        self.assets_, self._own_columns = table.bars.assets, self._own_among(table.bars)
         self._learn_scales(table, train_bars)
         fitting = self._new_fitting(table)
         self.network = fitting.network
@@ -121,6 +121,7 @@ class BasePredictor(ConfiguredPredictor):
         return {
             "config": self.config,
             "assets": self.assets_,
+            "own_columns": self._own_columns,
             "n_features": len(self._mean_of_features),
             "network": {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()},
             "arrays": {name: torch.from_numpy(np.array(getattr(self, name))) for name in _ARRAYS},
@@ -129,11 +130,13 @@ class BasePredictor(ConfiguredPredictor):
         }
 
     def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
-        require_keys(content, path, config=object, assets=tuple, n_features=int, network=dict, arrays=dict)
+        entries: dict[str, type] = {"config": object, "assets": tuple, "own_columns": tuple, "n_features": int}
+        require_keys(content, path, **entries, network=dict, arrays=dict)
         config = checked_config(content["config"], self.config_class, path)
         fresh = type(self)(config)
         check_assets(content["assets"])
         fresh.assets_ = content["assets"]
+        fresh._own_columns = fresh._check_own_columns(content["own_columns"])
         if not 1 <= content["n_features"] == fresh._n_features:
             raise ValueError("n_features must be the number of features")
         fresh.network = fresh._network_from(content["network"], content["n_features"])

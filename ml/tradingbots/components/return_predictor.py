@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from ml.tradingbots.components.configured import Configured
+from ml.tradingbots.components.features import FEATURES
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray
 from ml.tradingbots.components.predictor_files import KIND, read_predictor
-from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, save_file
+from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, save_file, shown
 from ml.tradingbots.core.forecast_metrics import r2_against_naive
 from ml.tradingbots.data.bars import Bars
 
@@ -74,7 +75,8 @@ class ReturnPredictor(ABC):
 
     def __sklearn_tags__(self) -> Any:
         """Tell scikit-learn that it is a regressor whose targets follow from the prices."""
-        from sklearn.utils import RegressorTags, Tags, TargetTags  # Slow to import, and only scikit-learn asks.
+        # Slow to import, and only scikit-learn asks.
+        from sklearn.utils import RegressorTags, Tags, TargetTags  # type: ignore[import-untyped]
 
         return Tags(estimator_type="regressor", target_tags=TargetTags(required=False), regressor_tags=RegressorTags())
 
@@ -158,7 +160,13 @@ class ReturnPredictor(ABC):
         self, price_data: PriceData, bars: npt.ArrayLike | None, *, labelled: bool = False
     ) -> tuple[ForecastTable, IntArray]:
         self._require_fitted()
-        return self._origins(price_data, bars, labelled=labelled)
+        prices = Bars.from_frame(price_data)
+        self._check_columns(prices)
+        return self._origins(prices, bars, labelled=labelled)
+
+    @abstractmethod
+    def _check_columns(self, prices: Bars) -> None:
+        """Refuse a table in which the name of a feature means something else than in training; raises ValueError."""
 
     def _require_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
@@ -186,11 +194,46 @@ class ConfiguredPredictor(Configured, ReturnPredictor):
         **changes: single hyperparameters, in place of the config's.
     """
 
+    _own_columns: tuple[str, ...]
+    """Features that were columns of the training table's own, not computed from prices."""
+
     @property
     def horizons(self) -> tuple[int, ...]:
         """Bars ahead, increasing."""
         horizons: tuple[int, ...] = self.config.horizons
         return horizons
+
+    @property
+    def _features_read(self) -> tuple[str, ...]:
+        """Names of the features that it is shown."""
+        return getattr(self.config, "features", ())
+
+    def _own_among(self, prices: Bars) -> tuple[str, ...]:
+        """Return the features that a table has as columns of its own."""
+        return tuple(name for name in self._features_read if name in prices.extra)
+
+    def _check_columns(self, prices: Bars) -> None:
+        for name in self._features_read:
+            was_own, is_own = name in self._own_columns, name in prices.extra
+            if (
+                was_own == is_own or name.partition(":")[0] not in FEATURES
+            ):  # One that is missing is refused where it is computed.
+                continue
+            own, built_in = f"the table's own column {name!r}", f"the built-in feature {name!r}, computed from prices"
+            raise ValueError(
+                f"price_data: this {type(self).__name__} was fitted with {own}, which price_data does not have, so that "
+                f"{built_in}, would take its place; bring the column"
+                if was_own
+                else f"price_data: this {type(self).__name__} was fitted with {built_in}, and {own} would take its place; "
+                "rename or drop the column"
+            )
+
+    def _check_own_columns(self, names: Any) -> tuple[str, ...]:
+        """Return the names of own columns in a file, which must be some of the features; raises ValueError."""
+        features = self._features_read
+        if type(names) is not tuple or list(names) != [name for name in features if name in names]:
+            raise ValueError(f"own_columns must be some of the features {features}, in their order, got {shown(names)}")
+        return names
 
     def _config_classes(self) -> tuple[type, ...]:
         return (self.config_class,)
