@@ -203,7 +203,7 @@ class BaseEnsemble(ReturnPredictor):
             "train_mean": torch.tensor(self._train_mean),
         }
 
-    def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
+    def _from_content(self, content: dict[str, Any], path: str | Path, device: str | None) -> Self:
         require_keys(content, path, method=str, assets=tuple, members=dict, weights=torch.Tensor)
         # A user's own classes are known where the ensemble that loads has a member of theirs.
         classes = {
@@ -214,7 +214,7 @@ class BaseEnsemble(ReturnPredictor):
         for name, (kind, file) in content["members"].items():
             if type(name) is not str or kind not in classes:
                 raise ValueError(f"member {shown(name)} is a {shown(kind)}; known are {', '.join(classes)}")
-            members[name] = member_from_tensor(classes[kind], file)
+            members[name] = member_from_tensor(classes[kind], file, device)
         fresh = self._holding(members, content["method"], splitter_from_content(content["splitter"]))
         fresh.members_, fresh.assets_ = members, content["assets"]
         check_assets(fresh.assets_)

@@ -163,7 +163,7 @@ class NaivePredictor(ConfiguredPredictor):
         arrays = {name: torch.from_numpy(np.array(getattr(self, name))) for name in self._shapes(self.assets_)}
         return {"config": self.config, "assets": self.assets_, "own_columns": self._own_columns, "arrays": arrays}
 
-    def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
+    def _from_content(self, content: dict[str, Any], path: str | Path, device: str | None) -> Self:
         require_keys(content, path, config=object, assets=tuple, own_columns=tuple, arrays=dict)
         fresh = type(self)(checked_config(content["config"], self.config_class, path))
         check_assets(content["assets"])

@@ -14,6 +14,7 @@ import pandas as pd
 from ml.tradingbots.components.configured import Configured
 from ml.tradingbots.components.features import FEATURES
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray
+from ml.tradingbots.components.predictor_config import check_device
 from ml.tradingbots.components.predictor_files import KIND, read_predictor
 from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, save_file, shown
 from ml.tradingbots.core.forecast_metrics import r2_against_naive
@@ -63,7 +64,7 @@ class ReturnPredictor(ABC):
         """What was learned, as a file holds it."""
 
     @abstractmethod
-    def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
+    def _from_content(self, content: dict[str, Any], path: str | Path, device: str | None) -> Self:
         """Return the predictor that a file's content describes; raises one of `DAMAGE` where anything is odd."""
 
     def _config_classes(self) -> tuple[type, ...]:
@@ -85,19 +86,28 @@ class ReturnPredictor(ABC):
         self._require_fitted()
         return save_file(path, KIND, {"predictor_type": self.predictor_type, **self._content()})
 
-    def load(self, path: str | Path) -> Self:
+    def load(self, path: str | Path, device: str | None = None) -> Self:
         """Become the predictor in a file written by `save`; nothing in it is run.
 
+        Args:
+            path: the file.
+            device: where its networks, if it has any, are from now on; None: the device they were fitted on where it can
+                be used here, else "cpu".
+
         Raises:
+            ValueError: `device` cannot be used here.
             FileNotFoundError: there is no such file.
             CheckpointError: it is damaged, hostile, or another kind of predictor; this one is left as it was.
         """
-        return self.load_content(read_predictor(path, self._config_classes(), (self.predictor_type,)), path)
+        content = read_predictor(path, self._config_classes(), (self.predictor_type,))
+        return self.load_content(content, path, device)
 
-    def load_content(self, content: dict[str, Any], path: str | Path) -> Self:
+    def load_content(self, content: dict[str, Any], path: str | Path, device: str | None = None) -> Self:
         """Become the predictor that a file's content describes; errors as for `load`."""
+        if device is not None:
+            check_device(device)
         try:
-            fresh = self._from_content(content, path)
+            fresh = self._from_content(content, path, device)
         except CheckpointError:
             raise
         except DAMAGE as error:
