@@ -34,6 +34,7 @@ from ml.tradingbots.components.predictor_files import check_assets
 from ml.tradingbots.components.predictor_fitting import ReportFunction
 from ml.tradingbots.components.return_predictor import PriceData, ReturnPredictor
 from ml.tradingbots.components.serialization import check_like, require_keys, shown
+from ml.tradingbots.data.bars import Bars
 from ml.tradingbots.data.names import did_you_mean
 from ml.tradingbots.data.splitters import BarSplitter
 
@@ -202,7 +203,7 @@ class BaseEnsemble(ReturnPredictor):
             "train_mean": torch.tensor(self._train_mean),
         }
 
-    def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
+    def _from_content(self, content: dict[str, Any], path: str | Path, device: str | None) -> Self:
         require_keys(content, path, method=str, assets=tuple, members=dict, weights=torch.Tensor)
         # A user's own classes are known where the ensemble that loads has a member of theirs.
         classes = {
@@ -213,7 +214,7 @@ class BaseEnsemble(ReturnPredictor):
         for name, (kind, file) in content["members"].items():
             if type(name) is not str or kind not in classes:
                 raise ValueError(f"member {shown(name)} is a {shown(kind)}; known are {', '.join(classes)}")
-            members[name] = member_from_tensor(classes[kind], file)
+            members[name] = member_from_tensor(classes[kind], file, device)
         fresh = self._holding(members, content["method"], splitter_from_content(content["splitter"]))
         fresh.members_, fresh.assets_ = members, content["assets"]
         check_assets(fresh.assets_)
@@ -241,6 +242,11 @@ class BaseEnsemble(ReturnPredictor):
         self, price_data: PriceData, bars: npt.ArrayLike | None, *, labelled: bool
     ) -> tuple[ForecastTable, IntArray]:
         return common_origins(self.members_, price_data, bars, labelled=labelled)
+
+    def _check_columns(self, prices: Bars) -> None:
+        for member in self.members_.values():
+            if isinstance(member, ReturnPredictor):
+                member._check_columns(prices)
 
     def _members_say(self, table: ForecastTable, origins: IntArray) -> FloatArray:
         """(n_members, n_origins, n_assets, n_horizons)."""

@@ -6,6 +6,7 @@ scikit-learn's: keyword hyperparameters, `fit`, `predict`, `score`, `get_params`
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from abc import abstractmethod
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from ml.tradingbots.components.forecast_heads import PointHead, make_head
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray, Windows
-from ml.tradingbots.components.predictor_config import PredictorConfig
+from ml.tradingbots.components.predictor_config import PredictorConfig, can_use, check_device
 from ml.tradingbots.components.predictor_files import check_assets
 from ml.tradingbots.components.predictor_fitting import EpochReport, Fitting, ReportFunction, Samples, windows_at_once
 from ml.tradingbots.components.return_predictor import N_RESIDUAL_LEVELS, ConfiguredPredictor, PriceData
@@ -89,13 +90,15 @@ class BasePredictor(ConfiguredPredictor):
             The predictor itself.
 
         Raises:
-            ValueError: there are too few bars, no asset moved, or the checkpoint is of another fit.
+            ValueError: there are too few bars, no asset moved, the device cannot be used here, or the checkpoint is of
+                another fit.
             FloatingPointError: the network diverged.
         """
+        check_device(self.config.device)
         table = self._table(price_data)
         origins = table.origins(bars, labelled=True)
         train_bars, validation_bars = self._divide(origins)
-        self.assets_ = table.bars.assets
+        self.assets_, self._own_columns = table.bars.assets, self._own_among(table.bars)
         self._learn_scales(table, train_bars)
         fitting = self._new_fitting(table)
         self.network = fitting.network
@@ -121,6 +124,7 @@ class BasePredictor(ConfiguredPredictor):
         return {
             "config": self.config,
             "assets": self.assets_,
+            "own_columns": self._own_columns,
             "n_features": len(self._mean_of_features),
             "network": {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()},
             "arrays": {name: torch.from_numpy(np.array(getattr(self, name))) for name in _ARRAYS},
@@ -128,12 +132,16 @@ class BasePredictor(ConfiguredPredictor):
             "best_epoch": self.best_epoch_,
         }
 
-    def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
-        require_keys(content, path, config=object, assets=tuple, n_features=int, network=dict, arrays=dict)
+    def _from_content(self, content: dict[str, Any], path: str | Path, device: str | None) -> Self:
+        entries: dict[str, type] = {"config": object, "assets": tuple, "own_columns": tuple, "n_features": int}
+        require_keys(content, path, **entries, network=dict, arrays=dict)
         config = checked_config(content["config"], self.config_class, path)
+        device = device or (config.device if can_use(config.device) else "cpu")
+        config = dataclasses.replace(config, device=device)
         fresh = type(self)(config)
         check_assets(content["assets"])
         fresh.assets_ = content["assets"]
+        fresh._own_columns = fresh._check_own_columns(content["own_columns"])
         if not 1 <= content["n_features"] == fresh._n_features:
             raise ValueError("n_features must be the number of features")
         fresh.network = fresh._network_from(content["network"], content["n_features"])

@@ -188,6 +188,10 @@ class CNNPricePredictor(BasePredictor):
         return ConvolutionalNetwork(self.config, n_features, n_outputs)
 
     @property
+    def _features_read(self) -> tuple[str, ...]:
+        return () if self.config.input == "image" else super()._features_read
+
+    @property
     def _n_features(self) -> int:
         if self.config.input == "image":
             return 4 + self.config.volume + self.config.moving_average

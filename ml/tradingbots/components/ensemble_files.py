@@ -10,6 +10,7 @@ import torch
 from pandas.tseries.frequencies import to_offset
 
 from ml.tradingbots.components.ensemble_members import PricePredictor
+from ml.tradingbots.components.return_predictor import ReturnPredictor
 from ml.tradingbots.components.serialization import CheckpointError, shown
 from ml.tradingbots.data.splitters import BarSplitter, PurgedKFold, WalkForwardValidator
 
@@ -24,8 +25,8 @@ def member_as_tensor(member: PricePredictor) -> torch.Tensor:
     return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
-def member_from_tensor(made: type[Any], content: Any) -> PricePredictor:
-    """Return the predictor of a class whose file these bytes are.
+def member_from_tensor(made: type[Any], content: Any, device: str | None = None) -> PricePredictor:
+    """Return the predictor of a class whose file these bytes are, its networks on a device; None: as `load` chooses.
 
     Raises:
         ValueError: they are none, or those of another predictor.
@@ -36,7 +37,9 @@ def member_from_tensor(made: type[Any], content: Any) -> PricePredictor:
         path = Path(folder) / "member.pt"
         path.write_bytes(content.numpy().tobytes())
         try:
-            member: PricePredictor = made().load(path)
+            # A class of a user's own may know nothing of devices.
+            on_device = {"device": device} if issubclass(made, ReturnPredictor) else {}
+            member: PricePredictor = made().load(path, **on_device)
         except CheckpointError as error:
             raise ValueError(f"a member's file: {str(error).replace(str(path), 'it')}") from error
     return member

@@ -19,6 +19,7 @@ import pandas as pd
 from ml.tradingbots.components.base_ensemble import ONE_DEVIATION
 from ml.tradingbots.components.ensemble_files import member_as_tensor, member_from_tensor
 from ml.tradingbots.components.ensemble_members import PricePredictor, clone, horizons_of
+from ml.tradingbots.components.features import FEATURES
 from ml.tradingbots.components.forecast_table import FloatArray, IntArray
 from ml.tradingbots.components.price_predictors import PREDICTORS
 from ml.tradingbots.components.return_predictor import PriceData
@@ -299,7 +300,7 @@ def with_forecasts(price_data: PriceData, features: Mapping[str, Callable[[Bars]
         A table that `Bars.from_frame` accepts, in its plainest form.
 
     Raises:
-        ValueError: a name is taken or that of a price, or a forecast is undefined after its warm-up.
+        ValueError: a name is taken, that of a price or of a built-in feature, or a forecast is undefined after its warm-up.
     """
     bars = Bars.from_frame(price_data)
     for name in features:
@@ -308,6 +309,11 @@ def with_forecasts(price_data: PriceData, features: Mapping[str, Callable[[Bars]
                 f"the table has a column {name!r} already; choose another name"
                 if name in bars.extra
                 else f"a feature cannot be called {name!r}, which is a column of prices; choose another name"
+            )
+        if name.partition(":")[0] in FEATURES:
+            raise ValueError(
+                f"features: a column cannot be called {name!r}, the name of a built-in feature, whose place it would "
+                f"silently take; choose another name, such as {name.replace(':', '_') + '_forecast'!r}"
             )
     columns = {name: np.asarray(function(bars)) for name, function in features.items()}
     fields = {name: getattr(bars, name) for name in bars.fields}

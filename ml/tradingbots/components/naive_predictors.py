@@ -132,7 +132,7 @@ class NaivePredictor(ConfiguredPredictor):
         table, origins = self._origins(price_data, bars, labelled=True)
         table.check_moves(origins)
         returns = table.targets[origins]
-        self.assets_ = table.bars.assets
+        self.assets_, self._own_columns = table.bars.assets, self._own_among(table.bars)
         self._train_mean = returns.mean((0, 1))
         widening = self._learn(table, origins)
         errors = returns - self._mean(table, origins)
@@ -161,10 +161,10 @@ class NaivePredictor(ConfiguredPredictor):
 
     def _content(self) -> dict[str, Any]:
         arrays = {name: torch.from_numpy(np.array(getattr(self, name))) for name in self._shapes(self.assets_)}
-        return {"config": self.config, "assets": self.assets_, "arrays": arrays}
+        return {"config": self.config, "assets": self.assets_, "own_columns": self._own_columns, "arrays": arrays}
 
-    def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
-        require_keys(content, path, config=object, assets=tuple, arrays=dict)
+    def _from_content(self, content: dict[str, Any], path: str | Path, device: str | None) -> Self:
+        require_keys(content, path, config=object, assets=tuple, own_columns=tuple, arrays=dict)
         fresh = type(self)(checked_config(content["config"], self.config_class, path))
         check_assets(content["assets"])
         shapes = fresh._shapes(content["assets"])
@@ -172,6 +172,7 @@ class NaivePredictor(ConfiguredPredictor):
         for name in shapes:
             setattr(fresh, name, content["arrays"][name].numpy().copy())
         fresh.assets_ = content["assets"]
+        fresh._own_columns = fresh._check_own_columns(content["own_columns"])
         return fresh
 
     def _shapes(self, assets: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
@@ -236,6 +237,10 @@ class LastSignPredictor(NaivePredictor):
     predictor_type: ClassVar[str] = "last_sign"
     description: ClassVar[str] = "expects the last direction to go on"
     _learned: ClassVar[tuple[str, ...]] = ("magnitude_",)
+
+    @property
+    def _features_read(self) -> tuple[str, ...]:
+        return ("log_return",)
 
     def _learn(self, table: ForecastTable, origins: IntArray) -> float:
         self.magnitude_ = np.nanmean(np.abs(table.scaled_targets(origins)), (0, 1))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from ml.tradingbots.components.config_checks import check_field_types, check_seed
 from ml.tradingbots.components.forecast_heads import HeadName, make_head
 
@@ -49,6 +51,7 @@ class PredictorConfig:
     seed: int = 0
     """Of first weights, shuffling and dropout. Nothing global is used."""
     device: str = "cpu"
+    """Where it is fitted and asked; one that cannot be used is refused by `fit`."""
 
     def __post_init__(self) -> None:
         check_field_types(self)
@@ -79,3 +82,34 @@ class PredictorConfig:
     def values_per_window(self) -> int:
         """Numbers that the widest layer makes of one window, about."""
         return self.window_size * (len(self.features) + self.asset_dim)
+
+
+def available_devices() -> tuple[str, ...]:
+    """Return the devices that networks can be on here, the processor first."""
+    accelerators = {"cuda": torch.cuda, "mps": torch.mps, "xpu": torch.xpu}
+    return ("cpu", *(f"{name}:{n}" for name, kind in accelerators.items() for n in range(kind.device_count())))
+
+
+def can_use(device: str) -> bool:
+    """Return whether networks can be on a device here; "cuda" is the first of its kind."""
+    try:
+        asked = torch.device(device)
+    except RuntimeError:  # No name of a device.
+        return False
+    return asked.type == "cpu" or f"{asked.type}:{asked.index or 0}" in available_devices()
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that cannot be used here.
+
+    Raises:
+        TypeError: it is no name.
+        ValueError: there is no such device.
+    """
+    if not isinstance(device, str):
+        raise TypeError(f"device must be a name such as 'cpu', got {device!r}")
+    if not can_use(device):
+        raise ValueError(
+            f"device must be one that can be used here, {', '.join(available_devices())}, got {device!r}; "
+            "use device='cpu', which always can"
+        )

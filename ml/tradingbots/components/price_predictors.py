@@ -44,12 +44,18 @@ def create_predictor(name: str, **hyperparameters: Any) -> Any:
     return PREDICTORS[name](**hyperparameters)
 
 
-def load_predictor(path: str | Path) -> Any:
+def load_predictor(path: str | Path, device: str | None = None) -> Any:
     """Load a predictor of any kind from a file written by its `save`; nothing in it is run.
 
+    Args:
+        path: the file.
+        device: where its networks, if it has any, are from now on; None: the device they were fitted on where it can be
+            used here, else "cpu".
+
     Raises:
+        ValueError: `device` cannot be used here.
         FileNotFoundError: there is no such file.
         CheckpointError: it is damaged, hostile, of another format version, or no predictor of this library.
     """
     content = read_predictor(path, CONFIG_CLASSES, PREDICTORS)
-    return PREDICTORS[content["predictor_type"]]().load_content(content, path)
+    return PREDICTORS[content["predictor_type"]]().load_content(content, path, device)

@@ -12,9 +12,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from ml.tradingbots.components.configured import Configured
+from ml.tradingbots.components.features import FEATURES
 from ml.tradingbots.components.forecast_table import FloatArray, ForecastTable, IntArray
+from ml.tradingbots.components.predictor_config import check_device
 from ml.tradingbots.components.predictor_files import KIND, read_predictor
-from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, save_file
+from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, save_file, shown
 from ml.tradingbots.core.forecast_metrics import r2_against_naive
 from ml.tradingbots.data.bars import Bars
 
@@ -96,7 +98,7 @@ class ReturnPredictor(ABC):
         """What was learned, as a file holds it."""
 
     @abstractmethod
-    def _from_content(self, content: dict[str, Any], path: str | Path) -> Self:
+    def _from_content(self, content: dict[str, Any], path: str | Path, device: str | None) -> Self:
         """Return the predictor that a file's content describes; raises one of `DAMAGE` where anything is odd."""
 
     def _config_classes(self) -> tuple[type, ...]:
@@ -106,24 +108,40 @@ class ReturnPredictor(ABC):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "assets_")
 
+    def __sklearn_tags__(self) -> Any:
+        """Tell scikit-learn that it is a regressor whose targets follow from the prices."""
+        # Slow to import, and only scikit-learn asks.
+        from sklearn.utils import RegressorTags, Tags, TargetTags  # type: ignore[import-untyped]
+
+        return Tags(estimator_type="regressor", target_tags=TargetTags(required=False), regressor_tags=RegressorTags())
+
     def save(self, path: str | Path) -> Path:
         """Write the predictor to a file: hyperparameters and all that was learned. The write is atomic."""
         self._require_fitted()
         return save_file(path, KIND, {"predictor_type": self.predictor_type, **self._content()})
 
-    def load(self, path: str | Path) -> Self:
+    def load(self, path: str | Path, device: str | None = None) -> Self:
         """Become the predictor in a file written by `save`; nothing in it is run.
 
+        Args:
+            path: the file.
+            device: where its networks, if it has any, are from now on; None: the device they were fitted on where it can
+                be used here, else "cpu".
+
         Raises:
+            ValueError: `device` cannot be used here.
             FileNotFoundError: there is no such file.
             CheckpointError: it is damaged, hostile, or another kind of predictor; this one is left as it was.
         """
-        return self.load_content(read_predictor(path, self._config_classes(), (self.predictor_type,)), path)
+        content = read_predictor(path, self._config_classes(), (self.predictor_type,))
+        return self.load_content(content, path, device)
 
-    def load_content(self, content: dict[str, Any], path: str | Path) -> Self:
+    def load_content(self, content: dict[str, Any], path: str | Path, device: str | None = None) -> Self:
         """Become the predictor that a file's content describes; errors as for `load`."""
+        if device is not None:
+            check_device(device)
         try:
-            fresh = self._from_content(content, path)
+            fresh = self._from_content(content, path, device)
         except CheckpointError:
             raise
         except DAMAGE as error:
@@ -140,7 +158,8 @@ class ReturnPredictor(ABC):
             bars: origins, increasing positions; None: every bar at which something can be said.
 
         Returns:
-            One row per origin (its timestamp), columns (asset, horizon).
+            One row per origin (its timestamp), columns (asset, horizon). Timestamps come back in UTC, naive ones are read as
+            UTC; bring a table of naive ones in line with them by `.tz_localize("UTC")`.
         """
         table, origins = self._ready(price_data, bars)
         return self._frame(table, origins, self._mean(table, origins))
@@ -185,7 +204,13 @@ class ReturnPredictor(ABC):
         self, price_data: PriceData, bars: npt.ArrayLike | None, *, labelled: bool = False
     ) -> tuple[ForecastTable, IntArray]:
         self._require_fitted()
-        return self._origins(price_data, bars, labelled=labelled)
+        prices = Bars.from_frame(price_data)
+        self._check_columns(prices)
+        return self._origins(prices, bars, labelled=labelled)
+
+    @abstractmethod
+    def _check_columns(self, prices: Bars) -> None:
+        """Refuse a table in which the name of a feature means something else than in training; raises ValueError."""
 
     def _require_fitted(self) -> None:
         if not self.__sklearn_is_fitted__():
@@ -213,11 +238,46 @@ class ConfiguredPredictor(Configured, ReturnPredictor):
         **changes: single hyperparameters, in place of the config's.
     """
 
+    _own_columns: tuple[str, ...]
+    """Features that were columns of the training table's own, not computed from prices."""
+
     @property
     def horizons(self) -> tuple[int, ...]:
         """Bars ahead, increasing."""
         horizons: tuple[int, ...] = self.config.horizons
         return horizons
+
+    @property
+    def _features_read(self) -> tuple[str, ...]:
+        """Names of the features that it is shown."""
+        return getattr(self.config, "features", ())
+
+    def _own_among(self, prices: Bars) -> tuple[str, ...]:
+        """Return the features that a table has as columns of its own."""
+        return tuple(name for name in self._features_read if name in prices.extra)
+
+    def _check_columns(self, prices: Bars) -> None:
+        for name in self._features_read:
+            was_own, is_own = name in self._own_columns, name in prices.extra
+            if (
+                was_own == is_own or name.partition(":")[0] not in FEATURES
+            ):  # One that is missing is refused where it is computed.
+                continue
+            own, built_in = f"the table's own column {name!r}", f"the built-in feature {name!r}, computed from prices"
+            raise ValueError(
+                f"price_data: this {type(self).__name__} was fitted with {own}, which price_data does not have, so that "
+                f"{built_in}, would take its place; bring the column"
+                if was_own
+                else f"price_data: this {type(self).__name__} was fitted with {built_in}, and {own} would take its place; "
+                "rename or drop the column"
+            )
+
+    def _check_own_columns(self, names: Any) -> tuple[str, ...]:
+        """Return the names of own columns in a file, which must be some of the features; raises ValueError."""
+        features = self._features_read
+        if type(names) is not tuple or list(names) != [name for name in features if name in names]:
+            raise ValueError(f"own_columns must be some of the features {features}, in their order, got {shown(names)}")
+        return names
 
     def _config_classes(self) -> tuple[type, ...]:
         return (self.config_class,)

@@ -41,6 +41,9 @@ class PurgedKFold(BarSplitter):
     Training on what follows the test tells how well a model fits, not what a strategy would have lived; for that, use
     `WalkForwardValidator`.
 
+    scikit-learn's `cross_val_score` glues the training rows on both sides of a test into one table, so that one return that
+    never was crosses the gap; `validate` and `WalkForwardValidator` have no such return.
+
     Args:
         n_splits: number of folds; their sizes differ by one bar at most.
         purge_size: bars dropped on each side of a test block, whose labels overlap with the test's: those before it reach
