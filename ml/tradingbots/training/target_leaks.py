@@ -223,13 +223,16 @@ def _standardised(values: FloatArray) -> FloatArray:
 def _correlations(left: FloatArray, right: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Return correlations of columns, each over the rows that both know, and how many these are; (n_left, n_right)."""
     (x, knows_x), (y, knows_y) = _filled(left), _filled(right)
-    n = knows_x.T @ knows_y
+    # One product of all that is summed.
+    sums = np.concatenate([knows_x, x, x**2], axis=1).T @ np.concatenate([knows_y, y, y**2], axis=1)
+    (n, sum_y, squares_y), (sum_x, products, _), (squares_x, _, _) = (
+        np.split(rows, 3, axis=1) for rows in np.split(sums, 3, axis=0)
+    )
     count = np.maximum(n, 1.0)
-    mean_x, mean_y = x.T @ knows_y / count, knows_x.T @ y / count
-    variance_x = (x**2).T @ knows_y / count - mean_x**2
-    variance_y = knows_x.T @ y**2 / count - mean_y**2
+    mean_x, mean_y = sum_x / count, sum_y / count
+    variance_x, variance_y = squares_x / count - mean_x**2, squares_y / count - mean_y**2
     size = np.sqrt(np.maximum(variance_x, 0.0) * np.maximum(variance_y, 0.0))
-    covariance = x.T @ y / count - mean_x * mean_y
+    covariance = products / count - mean_x * mean_y
     return np.where(size > 1e-9, covariance / np.where(size > 1e-9, size, 1.0), 0.0), n
 
 
