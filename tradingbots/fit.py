@@ -217,7 +217,7 @@ def _announce(arguments: Fit[Any], bars: Bars, first_test: int, predictor: Any) 
     if first_test < bars.n_bars:
         show(f"Test        {_period(bars, first_test, bars.n_bars)}")
     ahead = ", ".join(str(horizon) for horizon in predictor.horizons)
-    show(f"Predictor   {arguments.predictor}, {ahead} bars ahead")
+    show(f"Predictor   {arguments.predictor}, {ahead} {'bar' if predictor.horizons == (1,) else 'bars'} ahead")
     show(f"Folder      {arguments.run_dir}\n")
 
 

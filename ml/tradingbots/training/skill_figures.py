@@ -183,7 +183,11 @@ def fitting_figure(history: pd.DataFrame) -> go.Figure:
             hoverinfo="skip",
         )
     figure.update_yaxes(title_text="loss", nticks=5, tickformat=".3~g", zeroline=False)
-    return figure.update_xaxes(title_text="epoch", tickformat="d", nticks=6).update_layout(margin={"l": 64, "b": 44})
+    # Whole epochs: a tick at one and a half would be called two.
+    step = max(1, -(-len(epochs) // 6))
+    return figure.update_xaxes(title_text="epoch", tickformat="d", tick0=int(epochs[0]), dtick=step).update_layout(
+        margin={"l": 64, "b": 44}
+    )
 
 
 def _add_estimates(
