@@ -87,7 +87,7 @@ def make_predictor(name: str, config: Any) -> Any:
         return EnsemblePricePredictor(members, method=config.method)
     if name == "lstm_ensemble":
         values = _values(config)
-        n_members = values.pop("n_members", LSTMEnsembleFlags.n_members)
+        n_members = values.pop("n_members", LSTMEnsembleFlags.n_members)  # Shared flags have none.
         return LSTMEnsemble(n_members, LSTMConfig(**_known(values, LSTMConfig)))
     kind = PREDICTORS[name]
     assert issubclass(kind, ConfiguredPredictor)

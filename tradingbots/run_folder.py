@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -125,8 +124,10 @@ def claimed(run_dir: Path, settings: Mapping[str, Any], *, resume: bool, overwri
         _check_same(run_dir, before, settings)
     elif not overwrite:
         check_new(run_dir)
-    elif checkpoints.is_dir():
-        shutil.rmtree(checkpoints)
+    elif before is not None:
+        # Checkpoints alone: whatever else is in a folder of that name is not ours to delete.
+        for file in (found for found in checkpoints.rglob("*.pt") if found.is_file()):
+            file.unlink()
     checkpoints.mkdir(parents=True, exist_ok=True)
     write_atomically(path, (json.dumps(settings, indent=2) + "\n").encode())
     try:

@@ -172,6 +172,28 @@ def test_a_refused_fit_leaves_its_folder_as_it_found_it(fitted, files, tmp_path,
     assert (fitted / "config.json").read_bytes() == settings
 
 
+def test_replacing_a_run_deletes_checkpoints_alone_and_only_those_of_a_run(files, tmp_path):
+    flags = [
+        "fit",
+        "--prices",
+        str(files / "one.csv"),
+        "--predictor",
+        "zero",
+        "--run-dir",
+        str(tmp_path),
+        "--overwrite",
+    ]
+    notes, model = tmp_path / "checkpoints" / "notes.txt", tmp_path / "checkpoints" / "mine.pt"
+    model.parent.mkdir()
+    notes.write_text("mine")
+    model.write_bytes(b"mine")
+    assert main(flags) == 0  # No run was there: the folder of that name is somebody's own.
+    assert model.read_bytes() == b"mine"
+    assert main(flags) == 0
+    assert not model.exists()
+    assert notes.read_text() == "mine"
+
+
 def test_a_fit_of_an_ensemble_of_ensembles_can_be_replaced_and_shows_its_weights(files, tmp_path, capsys):
     flags = ["fit", "--prices", str(files / "one.csv"), "--predictor", "ensemble", "--run-dir", str(tmp_path / "run")]
     flags += ["--config.members", "lstm_ensemble", "ridge", "--config.method", "simple", *SMALL]
