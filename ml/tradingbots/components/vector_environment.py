@@ -116,6 +116,11 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         return action_dim(self.config, self.market.n_assets)
 
     @property
+    def bars_per_year(self) -> float:
+        """Bars of the price table per calendar year."""
+        return self.market.bars.bars_per_year
+
+    @property
     def account_dim(self) -> int:
         """Length of the account part of an observation."""
         return self.market.account_dim

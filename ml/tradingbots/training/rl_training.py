@@ -23,6 +23,7 @@ from gymnasium.vector import VectorEnv
 from ml.tradingbots.components.agent_spaces import check_fits
 from ml.tradingbots.components.base_agent import StepReport
 from ml.tradingbots.components.config_checks import check_field_types
+from ml.tradingbots.components.multi_market import MultiMarketVectorEnv
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, check_like, plain, write_atomically
 from ml.tradingbots.components.vector_adapter import as_vector_env
@@ -217,9 +218,7 @@ class _Run:
         self.memory = MemoryLogger()
         self.run_dir = Path(config.run_dir) if config.run_dir else None
         self.extra_loggers = list(loggers)
-        self.bars_per_year = (
-            self.env.market.bars.bars_per_year if isinstance(self.env, TradingVectorEnv) else float("nan")
-        )
+        self.bars_per_year: float = getattr(self.env, "bars_per_year", float("nan"))
         expected = self._expected_timesteps()
         self.log_frequency = config.log_frequency or expected // N_LOG_ROWS or 1
         self.checkpoint_frequency = config.checkpoint_frequency or expected // N_CHECKPOINTS or 1
@@ -308,7 +307,7 @@ class _Run:
         observation = None
         try:
             if training["environment_state"] is not None and hasattr(self.env, "load_state_dict"):
-                if isinstance(self.env, TradingVectorEnv):
+                if isinstance(self.env, (TradingVectorEnv, MultiMarketVectorEnv)):
                     self.env.reset()
                     template = self.env.state_dict()
                     check_like(training["environment_state"], template, "environment_state", finite=False)
