@@ -23,6 +23,7 @@ from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.sac_agent import SACConfig
 from ml.tradingbots.data.synthetic import autoregressive
 from ml.tradingbots.training.callbacks import Callback, EvalCallback
+from ml.tradingbots.training.checkpoints import read_run
 from ml.tradingbots.training.loggers import MemoryLogger, read_history
 from ml.tradingbots.training.rl_training import RLTrainingConfig, train_rl_agent
 
@@ -437,6 +438,17 @@ def test_ctrl_c_without_a_folder_interrupts_at_once():
 
     with pytest.raises(KeyboardInterrupt):
         train(callbacks=Interrupt())
+
+
+def test_ctrl_c_during_the_closing_evaluation_is_not_lost(tmp_path):
+    class Interrupt(Callback):
+        def on_eval(self, state, metrics):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="training stopped at 60 timesteps"):
+        train(callbacks=Interrupt(), total_timesteps=60, run_dir=str(tmp_path))
+    assert read_run(tmp_path / "checkpoints" / "last.pt")[1]["counters"]["num_evaluations"] == 0
+    assert (tmp_path / "best.pt").exists()
 
 
 def test_ctrl_c_skips_the_closing_evaluation(tmp_path):

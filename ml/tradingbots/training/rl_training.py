@@ -246,7 +246,7 @@ class _Run:
         spent_before = self.metrics.wall_seconds
         with (
             _torch_threads(self.config.torch_threads),
-            _interruptible(self.state.request_stop, active=self.run_dir is not None),
+            _interruptible(self._interrupt, active=self.run_dir is not None),
             RLProgressTracker(self.config.budget, unit, enabled=self.config.progress) as progress,  # type: ignore[arg-type]
         ):
             try:
@@ -441,6 +441,10 @@ class _Run:
             return self.state.num_timesteps >= self.config.total_timesteps
         return self.state.num_episodes >= self.config.budget
 
+    def _interrupt(self) -> None:
+        # Whatever reason there was to stop: an interrupted closing evaluation must not pass for a run that simply ended.
+        self.state.stop_reason = INTERRUPTED
+
     def _finish(self, loggers: Logger) -> None:
         state, metrics = self.state, self.metrics
         if self.run_dir is not None:
@@ -525,7 +529,7 @@ def _torch_threads(n_threads: int) -> Iterator[None]:
 
 
 @contextmanager
-def _interruptible(request_stop: Callable[[str], None], *, active: bool) -> Iterator[None]:
+def _interruptible(interrupt: Callable[[], None], *, active: bool) -> Iterator[None]:
     """Turn the first Ctrl-C into a request to stop between two steps; a second one interrupts at once."""
     if not active or threading.current_thread() is not threading.main_thread():
         yield
@@ -533,7 +537,7 @@ def _interruptible(request_stop: Callable[[str], None], *, active: bool) -> Iter
     before = signal.getsignal(signal.SIGINT)
 
     def on_interrupt(_number: int, _frame: FrameType | None) -> None:
-        request_stop(INTERRUPTED)
+        interrupt()
         signal.signal(signal.SIGINT, before)
 
     signal.signal(signal.SIGINT, on_interrupt)
