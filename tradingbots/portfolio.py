@@ -104,7 +104,9 @@ def run(argv: list[str]) -> int:
                 start=start,
                 initial_balance=arguments.initial_balance,
                 confidence=arguments.confidence,
+                report=lambda name: show(f"walking     {name.replace('_', ' ')}"),
             )
+        show()
         _write_tables(run_dir, found)
         report = _report(run_dir, arguments, found)
         with contextlib.suppress(OSError):  # Somebody's files are in it; nothing is resumed here.

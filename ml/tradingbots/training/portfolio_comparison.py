@@ -82,7 +82,7 @@ class PortfolioComparison:
         return pd.DataFrame(
             {
                 "Sharpe": numbers["sharpe_ratio"].map(format_number),
-                "Less equal weight's": [self._gain(str(name)) for name in numbers.index],
+                "Over equal weight": [self._gain(str(name)) for name in numbers.index],
                 "Annual return": numbers["annual_return"].map(format_change),
                 "Volatility": numbers["annual_volatility"].map(format_percent),
                 "Max drawdown": (-numbers["max_drawdown"]).map(format_percent),
