@@ -159,7 +159,13 @@ def _source(given: str) -> Source:
             f"--source {given!r} is neither an allocator nor a file.{did_you_mean(given, known)} Allocators: "
             f"{', '.join(ALLOCATORS)} (hrp for the last)"
         )
-    if path.is_file() and file_label(path)[0] == "predictor":
+    if path.is_dir():
+        inside = [str(path / file) for file in ("agent.pt", "best.pt", "predictor.pt") if (path / file).is_file()]
+        hint = f" Did you mean {' or '.join(inside)}?" if inside else ""
+        raise FileNotFoundError(
+            f"--source {given} is a folder, and the file of an agent or a predictor is required.{hint}"
+        )
+    if file_label(path)[0] == "predictor":
         from ml.tradingbots.components import load_predictor
 
         predictor = load_predictor(path)

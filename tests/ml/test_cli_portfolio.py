@@ -122,6 +122,16 @@ def test_a_predictor_manages_too(files, tmp_path, capsys):
     assert "does not say which prices it has seen" in capsys.readouterr().err
 
 
+def test_a_folder_is_answered_with_the_file_that_was_meant(files, agent, tmp_path, capsys):
+    line = refused(capsys, portfolio(files, tmp_path / "run", "--source", agent.parent))
+    assert f"Did you mean {agent}" in line
+
+
+def test_a_file_that_is_no_agent_is_refused(files, tmp_path, capsys):
+    line = refused(capsys, portfolio(files, tmp_path / "run", "--source", files / "four.parquet"))
+    assert "four.parquet" in line
+
+
 def test_a_run_is_not_overwritten_unasked(files, managed, capsys):
     before = (managed / "report.html").read_bytes()
     assert "--overwrite" in refused(capsys, portfolio(files, managed))
