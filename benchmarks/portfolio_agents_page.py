@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import textwrap
 from string import Template
 from typing import Any
 
 from records import RESULTS, ROOT
 
 PAGE, FIGURE = ROOT / "docs" / "reports" / "portfolio-agents.md", ROOT / "runs" / "portfolio-agents" / "figure.html"
+COMMISSION = 0.001
 AGENTS = ("ppo", "a2c", "sac", "td3", "ddpg")
 # Property, heading, format, whether more is better; None where that depends.
 FIGURES: tuple[tuple[str, str, str, bool | None], ...] = (
@@ -50,7 +52,7 @@ equal weights once. For turnover the brackets are the smallest and the largest.
 
 $scores
 
-## Less equal weight
+## Beside equal weights
 
 The annual Sharpe ratio less that of equal weights. The interval is the 95% one of the stationary block bootstrap, in which an
 agent's seeds and equal weights are resampled on the same days; a seed counts as different where its own interval leaves zero
@@ -132,9 +134,8 @@ def _verdict(runs: dict[str, Any], summary: dict[str, Any], baselines: dict[str,
         f" {ahead} of {len(seeds)} runs had a higher Sharpe ratio than equal weights after costs"
         f" ({_number(baselines['equal_weight']['sharpe_ratio'], '.2f')})"
     )
-    return said + (
-        f"; {_listed(worse)} did worse beyond chance." if worse else "; none of the agents did worse beyond chance."
-    )
+    said += f"; {_listed(worse) if worse else 'none of the agents'} did worse beyond chance."
+    return textwrap.fill(said, 124)
 
 
 def _score_rows(runs: dict[str, Any], baselines: dict[str, Any]) -> list[list[str]]:
@@ -150,7 +151,7 @@ def _score_rows(runs: dict[str, Any], baselines: dict[str, Any]) -> list[list[st
 
 def _gain_rows(runs: dict[str, Any], summary: dict[str, Any]) -> list[list[str]]:
     heads = ["mean of the seeds (95% interval)", "seeds [worst, best]", "seeds above / below zero beyond chance"]
-    table = [["Sharpe ratio", *heads]]
+    table = [["Sharpe less equal weight's", *heads]]
     for agent, found in runs.items():
         gains = [row["sharpe_gain"] for row in found]
         above, below = (sum(test(row) for row in found) for test in (_is_above, _is_below))
@@ -200,16 +201,17 @@ def _findings(runs: dict[str, Any], baselines: dict[str, Any], choices: list[dic
         max((row for row in choices if row["agent"] == agent), key=lambda row: row["sharpe_ratio"]) for agent in AGENTS
     ]
     short = sum(row["timesteps"] == shortest for row in best)
-    turnover = statistics.median(row["annual_turnover"] for found in runs.values() for row in found)
-    costs = statistics.median(row["cost_share"] for found in runs.values() for row in found)
-    equal = baselines["equal_weight"]
-    own, equal_turnover = _number(turnover, ".1f"), _number(equal["annual_turnover"], ".1f")
+    equal, every = baselines["equal_weight"], [row for found in runs.values() for row in found]
+    turnover = statistics.median(row["annual_turnover"] for row in every)
+    taken = statistics.median((row["annual_turnover"] - equal["annual_turnover"]) * COMMISSION for row in every)
+    missing = statistics.median(equal["annual_return"] - row["annual_return"] for row in every)
+    own, theirs = _number(turnover, ".1f"), _number(equal["annual_turnover"], ".1f")
     return [
         f"- **What is learned does not carry over**: for {short} of {len(AGENTS)} agents the shortest of the three trainings "
-        "was best on\n  2012 to 2014. An untrained network answers near the middle of its range, which is equal weights.",
-        f"- **Trading is what they pay for**: the median run turns its account over {own} times a year, equal weights "
-        f"{equal_turnover} times,\n  and pays {_number(costs, '.1%')} of the initial equity in costs, equal weights "
-        f"{_number(equal['cost_share'], '.1%')}.",
+        "was best on\n  2012 to 2014. An untrained network answers near the middle of its range, which comes to equal weights.",
+        f"- **Trading is what they pay for**: the median run turns its account over {own} times a year, equal weights {theirs} "
+        f"times. That\n  takes {_number(taken, '.1%')} of the account a year, and the median run earns "
+        f"{_number(missing, '.1%')} a year less than equal weights.",
     ]
 
 
@@ -259,7 +261,7 @@ def _figure_html() -> str:
     )
 
     table = pd.read_csv(RESULTS / "portfolio_agents.csv", index_col="date", parse_dates=True)
-    figure = new_figure("What 1 became after costs: twenty stocks, 2015 to 2022", height=560)
+    figure = new_figure("", height=560)
     for agent, colour in zip(AGENTS, PREDICTOR_COLOURS, strict=False):
         seeds = table.filter(regex=f"^{agent} ")
         for name in seeds:
@@ -273,8 +275,9 @@ def _figure_html() -> str:
         line = {"color": grey, "width": 1.6, "dash": dash}
         figure.add_scatter(x=table.index, y=table[name], name=name.replace("_", " "), mode="lines", line=line)
     log_equity_axis(figure, [table.to_numpy().ravel()])
-    figure.update_layout(width=1100, margin={"l": 44, "r": 16, "t": 96, "b": 32})
-    return f'<body style="margin:0">{figure.to_html(full_html=False, include_plotlyjs=True)}</body>'
+    figure.update_layout(width=1100, margin={"l": 44, "r": 16, "t": 52, "b": 32})
+    drawn = figure.to_html(full_html=False, include_plotlyjs=True, config={"displayModeBar": False})
+    return f'<body style="margin:0">{drawn}</body>'
 
 
 def _content() -> dict[str, Any]:
