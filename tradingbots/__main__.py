@@ -19,6 +19,7 @@ VERBS = {
     "act": "Print the weights that a trained agent wants to hold, as JSON",
     "fit": "Fit a predictor of returns on the past and judge it on what came after",
     "forecast": "Print what a fitted predictor expects, and how sure it is",
+    "portfolio": "Manage portfolios over past prices, beside equal weights and other simple ones",
     "walk-forward": "Fit predictors, or agents, again and again on the past, and judge them on what follows",
     "data": "List the price sources, or check and describe one",
     "demo": "Train SAC on the S&P 500 and judge it on 2013-2018",

@@ -19,3 +19,14 @@ def test_the_page_of_twenty_stocks_is_what_was_kept():
         [sys.executable, "benchmarks/stocks_page.py", "--check"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_of_portfolio_agents_is_what_was_kept():
+    done = subprocess.run(
+        [sys.executable, "benchmarks/portfolio_agents_page.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

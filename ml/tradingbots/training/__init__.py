@@ -19,6 +19,8 @@ from ml.tradingbots.training.forecast_verdict import forecast_verdict
 from ml.tradingbots.training.loggers import CSVLogger, Logger, MemoryLogger, TensorBoardLogger
 from ml.tradingbots.training.look_ahead import LookAheadError, LookAheadReport, audit_look_ahead
 from ml.tradingbots.training.portfolio_backtest import PortfolioBacktest, backtest_portfolio
+from ml.tradingbots.training.portfolio_comparison import PortfolioComparison, compare_portfolios
+from ml.tradingbots.training.portfolio_report import write_portfolio_report
 from ml.tradingbots.training.progress import RLProgressTracker
 from ml.tradingbots.training.reports import write_report
 from ml.tradingbots.training.results import EvaluationResult
@@ -57,6 +59,7 @@ __all__ = [
     "ModelCheckpointer",
     "PanelSplit",
     "PortfolioBacktest",
+    "PortfolioComparison",
     "PurgedKFold",
     "RLProgressTracker",
     "RLTrainingConfig",
@@ -69,6 +72,7 @@ __all__ = [
     "WalkForwardValidator",
     "audit_look_ahead",
     "backtest_portfolio",
+    "compare_portfolios",
     "evaluate_agent",
     "evaluate_episodes",
     "forecast_verdict",
@@ -77,6 +81,7 @@ __all__ = [
     "validate",
     "walk_forward_agents",
     "write_forecast_report",
+    "write_portfolio_report",
     "write_report",
     "write_walk_forward_report",
 ]
