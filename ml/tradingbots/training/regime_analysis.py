@@ -25,8 +25,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Part = Literal["training", "after"]
 
-# Bars after training below which no interval of their mean means anything.
-_FEWEST_SCORED = 30
+# Bars below which their mean says nothing worth showing.
+_FEWEST = 30
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,7 +134,7 @@ class RegimeAnalysis:
 
         Returns:
             Index: names of the regimes, and "all". Columns: `share` of the bars, `mean_return` and `volatility` a year, simple
-            and not compounded, and `sharpe_ratio`; NaN where there are too few bars.
+            and not compounded, and `sharpe_ratio`; NaN where there are fewer than 30 bars.
         """
         part_bars = self.parts()[part]
         bars = np.arange(max(part_bars.start, 1), part_bars.stop)
@@ -147,7 +147,7 @@ class RegimeAnalysis:
 
     def _annual(self, returns: FloatArray, n_all: int) -> list[float]:
         share = len(returns) / n_all if n_all else math.nan
-        if len(returns) < 2:
+        if len(returns) < _FEWEST:
             return [share, math.nan, math.nan, math.nan]
         mean = float(returns.mean()) * self.bars_per_year
         volatility = float(returns.std(ddof=1)) * math.sqrt(self.bars_per_year)
@@ -272,7 +272,7 @@ def _gain(differences: FloatArray) -> tuple[float, tuple[float, float]]:
     nothing = (math.nan, math.nan)
     if len(differences) == 0 or not np.isfinite(differences).all():
         return math.nan, nothing
-    if len(differences) < _FEWEST_SCORED:
+    if len(differences) < _FEWEST:
         return float(differences.mean()), nothing
     found = block_bootstrap_interval(lambda values: values.mean(axis=1), differences, vectorised=True)
     return float(differences.mean()), (found.low, found.high)

@@ -112,7 +112,9 @@ def transition_figure(analysis: RegimeAnalysis) -> go.Figure:
         ygap=2,
         hoverinfo="skip",
     )
-    figure.update_xaxes(type="category", side="top", showline=False, ticks="", fixedrange=True, tickangle=0)
+    figure.update_xaxes(
+        type="category", side="top", showline=False, ticks="", fixedrange=True, tickangle=0, automargin=True
+    )
     figure.update_yaxes(
         type="category", autorange="reversed", showgrid=False, zeroline=False, fixedrange=True, automargin=True
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ml.tradingbots.components.hiddenmarkov import GaussianHMM
 from ml.tradingbots.training.formatting import format_number, format_percent, spaced
 from ml.tradingbots.training.page import (
     Row,
@@ -122,8 +123,28 @@ def _now_section(analysis: RegimeAnalysis) -> str:
         )
         for k, name in enumerate(analysis.state_names)
     ]
-    columns = ["Last bar", "Next bar", *(f"Share, {PART_NAMES[part].lower()}" for part in parts), "Expected duration"]
-    return table_html(columns, rows)
+    columns = [
+        "P(last bar)",
+        "P(next bar)",
+        *(f"Share, {PART_NAMES[part].lower()}" for part in parts),
+        "Expected duration",
+    ]
+    return table_html(columns, rows) + _fitted_table(analysis)
+
+
+def _fitted_table(analysis: RegimeAnalysis) -> str:
+    """What a hidden Markov model takes returns to be in each regime; nothing of other detectors."""
+    detector, per_year = analysis.detector, analysis.bars_per_year
+    if not isinstance(detector, GaussianHMM):
+        return ""
+    means, errors = detector.means_[:, 0] * per_year, detector.mean_errors_[:, 0] * per_year
+    volatilities = np.sqrt(detector.covariances_[:, 0, 0] * per_year)
+    rows = [
+        Row(label=name, cells=[f"{format_percent(mean)} ± {format_percent(error)}", format_percent(volatility)])
+        for name, mean, error, volatility in zip(analysis.state_names, means, errors, volatilities, strict=True)
+    ]
+    table = table_html(["Log return a year, ± standard error", "Volatility a year"], rows)
+    return section("What was learned", table, note="Of the bars that a regime makes. These means are what names go by.")
 
 
 def _performance_table(analysis: RegimeAnalysis) -> str:
@@ -228,5 +249,6 @@ PROBABILITY_NOTE = (
 )
 PERFORMANCE_NOTE = (
     "Of buying and holding, without costs, on the bars for which each regime was the most probable one at the close before. "
-    "Means are not compounded. Few bars make means of returns rough; volatility is known much sooner."
+    "Means are not compounded. Few bars make means of returns rough, and fewer than 30 are left out; volatility is known much "
+    "sooner."
 )
