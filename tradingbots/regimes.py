@@ -197,7 +197,8 @@ def _announce(arguments: Regimes, bars: Bars, features: pd.DataFrame, n_train: i
     show(f"Prices      {arguments.prices}: {arguments.asset or bars.assets[0]}")
     show(f"Training    {_period(features.iloc[:n_train])}")
     if n_train < len(features):
-        show(f"After       {_period(features.iloc[n_train:])}, filtered only")
+        how = "filtered, and learned from bar by bar" if arguments.detector == "online-hmm" else "filtered only"
+        show(f"After       {_period(features.iloc[n_train:])}, {how}")
     show(f"Detector    {arguments.detector} on {' and '.join(features.columns).replace('_', ' ')}")
     show(f"Folder      {run_dir}\n")
 

@@ -60,7 +60,7 @@ class RegimeAnalysis:
     log_scores: FloatArray
     """Log density of each bar's features given the bars before; NaN where the detector has none; (n_bars,)."""
     plain_log_scores: FloatArray
-    """The same of one normal distribution with the moments of the training bars; (n_bars,)."""
+    """The same of one normal distribution with the moments of the training bars; NaN likewise; (n_bars,)."""
     score_gain: float
     """Mean of `log_scores` minus that of `plain_log_scores` over the bars after training; NaN without either."""
     score_gain_interval: tuple[float, float]
@@ -199,7 +199,7 @@ class RegimeAnalysis:
 
 def analyse_regimes(
     detector: BaseDetector,
-    prices: Bars,
+    prices: pd.DataFrame | Bars,
     n_train_bars: int,
     *,
     asset: str | None = None,
@@ -211,7 +211,7 @@ def analyse_regimes(
     Args:
         detector: fitted on the first `n_train_bars` rows of `regime_features(prices, ...)`; it is left at the last bar, so that
             `update` goes on with the next.
-        prices: all of them.
+        prices: all of them, what `Bars.from_frame` accepts.
         n_train_bars: number of those rows, at least 2.
         asset: which one; None: the only one.
         volatility_bars: as for `regime_features`.
@@ -220,6 +220,7 @@ def analyse_regimes(
     Raises:
         ValueError: `n_train_bars` is out of range, or the features are not the detector's.
     """
+    prices = Bars.from_frame(prices)
     features = regime_features(prices, asset=asset, volatility_bars=volatility_bars)
     if not 2 <= n_train_bars <= len(features):
         raise ValueError(
@@ -229,7 +230,8 @@ def analyse_regimes(
     close = prices.close[:, prices.assets.index(name)]
     first = prices.n_bars - len(features)
     log_scores = detector.predictive_log_scores(features)
-    plain = _normal_log_scores(features.to_numpy(), n_train_bars)
+    has_densities = bool(np.isfinite(log_scores).all())
+    plain = _normal_log_scores(features.to_numpy(), n_train_bars) if has_densities else np.full(len(features), np.nan)
     filtered, following = detector.filter(features), detector.predict_next(features)
     detector.reset()
     for row in features.to_numpy():

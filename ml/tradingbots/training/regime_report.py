@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ml.tradingbots.components.hiddenmarkov import GaussianHMM
+from ml.tradingbots.components.hiddenmarkov import GaussianHMM, OnlineHMM
 from ml.tradingbots.training.formatting import format_number, format_percent, spaced
 from ml.tradingbots.training.page import (
     Row,
@@ -100,12 +100,16 @@ def naming_sentence(analysis: RegimeAnalysis) -> str:
 
 def _no_look_ahead(analysis: RegimeAnalysis) -> str:
     last = analysis.timestamps[analysis.n_train_bars - 1]
-    learning = " and went on learning bar by bar" if analysis.detector.detector_type == "online_hmm" else ""
+    learning = " and went on learning bar by bar" if _goes_on_learning(analysis) else ""
     return (
         "Nothing looks ahead: what is drawn at a bar uses that bar and those before it. The detector learned from bars up to "
         f"{last:%Y-%m-%d}{learning}, so only what comes after is what it would have said at the time. "
         f"{naming_sentence(analysis)}"
     )
+
+
+def _goes_on_learning(analysis: RegimeAnalysis) -> bool:
+    return isinstance(analysis.detector, OnlineHMM)
 
 
 def _now_section(analysis: RegimeAnalysis) -> str:
@@ -173,7 +177,7 @@ def _flips(analysis: RegimeAnalysis) -> str:
 
 
 def _change_note(analysis: RegimeAnalysis) -> str:
-    when = " as of the last bar" if analysis.detector.detector_type == "online_hmm" else ""
+    when = " as of the last bar" if _goes_on_learning(analysis) else ""
     return (
         f"Probability of the next bar's regime, given that of this one{when}; a regime lasts 1 / (1 − probability to stay) "
         "bars on average."
@@ -222,8 +226,9 @@ def _selection_section(analysis: RegimeAnalysis) -> str:
 
 
 def _facts(analysis: RegimeAnalysis, given: Mapping[str, str]) -> dict[str, str]:
+    after = "Filtered, and learned from bar by bar" if _goes_on_learning(analysis) else "Filtered only"
     periods = {
-        "Learned from" if name == "training" else "Filtered only": _bars(analysis, part.start, part.stop)
+        "Learned from" if name == "training" else after: _bars(analysis, part.start, part.stop)
         for name, part in analysis.parts().items()
     }
     return {**periods, "Bars per year": f"{analysis.bars_per_year:,.6g}", **given}
