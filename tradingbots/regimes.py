@@ -204,7 +204,8 @@ def _announce(arguments: Regimes, bars: Bars, features: pd.DataFrame, n_train: i
 
 
 def _period(features: pd.DataFrame) -> str:
-    return f"{features.index[0]:%Y-%m-%d} to {features.index[-1]:%Y-%m-%d}, {len(features):,} bars"
+    bars = "bar" if len(features) == 1 else "bars"
+    return f"{features.index[0]:%Y-%m-%d} to {features.index[-1]:%Y-%m-%d}, {len(features):,} {bars}"
 
 
 def _write(run_dir: Path, arguments: Regimes, found: RegimeAnalysis) -> None:

@@ -175,7 +175,8 @@ class RegimeAnalysis:
         low, high = self.score_gain_interval
         size = f"{self.score_gain:+.3f} nats a bar".replace("-", "−")
         if math.isnan(low):
-            return f"{n_after} bars after training are too few to say what these regimes are worth. {present}"
+            bars = "bar after training is" if n_after == 1 else "bars after training are"
+            return f"{n_after} {bars} too few to say what these regimes are worth. {present}"
         said = f"{size}, 95% interval {low:+.3f} to {high:+.3f}".replace("-", "−")
         if low > 0.0:
             found = f"After training, regimes foretold bars better than one normal distribution ({said})."

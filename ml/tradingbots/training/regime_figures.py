@@ -26,6 +26,8 @@ from ml.tradingbots.training.regime_analysis import FloatArray, RegimeAnalysis
 RISING = "#17806d"
 BETWEEN = ("#98a1ac", "#c8a23a", "#8a4b9e", "#6b7a1c")
 """Of the regimes between the first and the last."""
+MOST_STRETCHES = 4 * MAX_POINTS
+"""Bars up to which each is shaded by its own regime: thirty years of days."""
 # Share of a price axis above and below the prices.
 _MARGIN = 0.03
 
@@ -54,7 +56,8 @@ def regime_price_figure(analysis: RegimeAnalysis) -> go.Figure:
             y=y,
             name=plain(name),
             mode="lines",
-            line={"width": 0, "color": colour},
+            # Simplified, outlines of narrow boxes would lose corners.
+            line={"width": 0, "color": colour, "simplify": False},
             fill="toself",
             fillcolor=transparent(colour, 0.28),
             hoverinfo="skip",
@@ -95,7 +98,7 @@ def regime_probability_figure(analysis: RegimeAnalysis) -> go.Figure:
 def transition_figure(analysis: RegimeAnalysis) -> go.Figure:
     """Draw the probability to go from the regime of the row to that of the column, in numbers on colours."""
     figure = new_figure("Transition matrix", height=_matrix_height(analysis))
-    names = [plain(name, 18) for name in analysis.state_names]
+    names = [plain(name, 24) for name in analysis.state_names]
     matrix = analysis.transition_matrix
     figure.add_heatmap(
         x=names,
@@ -113,7 +116,13 @@ def transition_figure(analysis: RegimeAnalysis) -> go.Figure:
         hoverinfo="skip",
     )
     figure.update_xaxes(
-        type="category", side="top", showline=False, ticks="", fixedrange=True, tickangle=0, automargin=True
+        type="category",
+        side="top",
+        showline=False,
+        ticks="",
+        fixedrange=True,
+        tickangle=0 if analysis.n_regimes <= 3 else -35,
+        automargin=True,
     )
     figure.update_yaxes(
         type="category", autorange="reversed", showgrid=False, zeroline=False, fixedrange=True, automargin=True
@@ -129,7 +138,7 @@ def duration_figure(analysis: RegimeAnalysis) -> go.Figure:
     longest = float(finite.max()) if len(finite) else 1.0
     figure.add_bar(
         x=np.where(np.isfinite(durations), durations, longest),
-        y=[plain(name, 18) for name in analysis.state_names],
+        y=[plain(name, 24) for name in analysis.state_names],
         orientation="h",
         marker_color=[tinted(colour, 0.75) for colour in regime_colours(analysis)],
         text=[duration_text(value) for value in durations],
@@ -199,7 +208,7 @@ def _stretches(analysis: RegimeAnalysis) -> tuple[npt.NDArray[np.datetime64], np
         Where stretches begin and, last, where all end; and the regime of each.
     """
     n_bars, regimes = analysis.n_bars, analysis.regimes
-    starts = np.unique(np.linspace(0, n_bars, min(n_bars, MAX_POINTS) + 1).astype(np.int64))[:-1]
+    starts = np.unique(np.linspace(0, n_bars, min(n_bars, MOST_STRETCHES) + 1).astype(np.int64))[:-1]
     if len(starts) < n_bars:
         counts = np.add.reduceat(np.eye(analysis.n_regimes)[regimes], starts)
         regimes = counts.argmax(axis=1)
@@ -229,7 +238,8 @@ def _price_range(close: FloatArray) -> tuple[float, float]:
 
 
 def _matrix_height(analysis: RegimeAnalysis) -> int:
-    return 100 + 42 * analysis.n_regimes
+    # Names of many regimes stand slantwise above the matrix.
+    return 100 + 42 * analysis.n_regimes + (60 if analysis.n_regimes > 3 else 0)
 
 
 def _probability(value: float) -> str:

@@ -22,6 +22,7 @@ from ml.tradingbots.training.page import (
 )
 from ml.tradingbots.training.regime_analysis import Part, RegimeAnalysis
 from ml.tradingbots.training.regime_figures import (
+    MOST_STRETCHES,
     duration_figure,
     duration_text,
     regime_price_figure,
@@ -61,15 +62,16 @@ def regime_report_html(
     analysis: RegimeAnalysis, *, title: str = "Regimes", facts: Mapping[str, str] | None = None
 ) -> str:
     """Build the page that `write_regime_report` writes; the same arguments give the same page."""
+    shading = "the most probable regime" + (
+        ", of stretches of bars the most frequent" if analysis.n_bars > MOST_STRETCHES else ""
+    )
     changes = {
         "From the row to the column": transition_figure(analysis),
         "How long each lasts": duration_figure(analysis),
     }
     body = [
         _now_section(analysis),
-        figure_section(
-            regime_price_figure(analysis), f"Log scale, shaded by the most probable regime. {_no_look_ahead(analysis)}"
-        ),
+        figure_section(regime_price_figure(analysis), f"Log scale, shaded by {shading}. {_no_look_ahead(analysis)}"),
         figure_section(regime_probability_figure(analysis), PROBABILITY_NOTE),
         section("How regimes change", panels("changes", changes, wide=True), note=_change_note(analysis)),
         section("What regimes were worth", _performance_table(analysis), note=PERFORMANCE_NOTE, below=_flips(analysis)),
@@ -236,7 +238,9 @@ def _facts(analysis: RegimeAnalysis, given: Mapping[str, str]) -> dict[str, str]
 
 def _bars(analysis: RegimeAnalysis, start: int, stop: int) -> str:
     times = analysis.timestamps
-    return f"{times[start]:%Y-%m-%d} to {times[stop - 1]:%Y-%m-%d}, {stop - start:,} bars"
+    return (
+        f"{times[start]:%Y-%m-%d} to {times[stop - 1]:%Y-%m-%d}, {stop - start:,} bar{'' if stop - start == 1 else 's'}"
+    )
 
 
 def _period(analysis: RegimeAnalysis) -> str:
