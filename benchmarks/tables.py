@@ -1,6 +1,6 @@
 """Writes what `results/` holds into the tables of `docs/`, so that no number there is copied by hand.
 
-python benchmarks/tables.py            # after reference.py, regret.py and predictors.py
+python benchmarks/tables.py            # after reference.py, regret.py, predictors.py and regimes.py
 python benchmarks/tables.py --check    # says whether the pages are what the results are
 """
 
@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGES, FORECASTING = (
+RESULTS, PAGES, FORECASTING, REGIMES = (
     Path(__file__).parent / "results",
     ROOT / "docs" / "algorithms",
     ROOT / "docs" / "forecasting.md",
+    ROOT / "docs" / "regimes.md",
 )
 AGENTS = ("ppo", "dqn", "sac", "td3", "ddpg", "a2c")
 BASIS_POINT = 1e-4
@@ -86,6 +87,19 @@ FORECAST_NAMES = {
     "gaussian": "Gaussian",
     "student_t": "Student-t",
 }
+REGIME_CASES = {
+    "bull_bear": "bull +10 bp at 0.8%, bear −15 bp at 2%",
+    "bull_sideways_bear": "three regimes, +12, 0 and −20 bp",
+    "toy": "means half a deviation from 0",
+    "faint": "means of ±10 bp at 1%, nothing else",
+}
+REGIME_CHECKS = {
+    ("alternating", "GaussianHMM"): "P(stay) of 0.05: error, `GaussianHMM`, 5,000 bars",
+    ("alternating", "OnlineHMM"): "the same, `OnlineHMM`, 60,000 bars",
+    ("online variance", "OnlineHMM"): "variance of noise: error, `OnlineHMM`, 60,000 bars",
+    ("units", "bull_bear"): "filtered probability in other units: difference, two regimes",
+    ("units", "bull_sideways_bear"): "the same, three regimes",
+}
 TASK_NAMES = {"MountainCarContinuous-v0": "MountainCarContinuous-v0 (gSDE)"}
 
 
@@ -110,6 +124,7 @@ def pages() -> Iterator[tuple[Path, Callable[[str], str]]]:
     for agent in AGENTS:
         yield PAGES / f"{agent}.md", functools.partial(page, agent=agent)
     yield FORECASTING, forecasting_page
+    yield REGIMES, regimes_page
 
 
 def page(text: str, agent: str) -> str:
@@ -139,6 +154,53 @@ def _forecast_table(entries: list[dict[str, Any]], case: str) -> list[list[str]]
         seconds = [f"{entry['cpu_seconds']:.1f}"] if timed else []
         table.append([who, *cells, str(entry["seeds"]), *seconds])
     return table
+
+
+def regimes_page(text: str) -> str:
+    """Return the page on regimes with its tables filled."""
+    summary = json.loads((RESULTS / "regimes.json").read_text())["summary"]
+    text = with_table(text, _recovery_table([entry for entry in summary if entry["case"] == "recover"]))
+    return with_table(text, _check_table([entry for entry in summary if entry["case"] != "recover"]))
+
+
+def _recovery_table(entries: list[dict[str, Any]]) -> list[list[str]]:
+    heads = ["case", "bars", "true filter", "points below it (≤ 1)", "means within 2 s.e.", "their mean square"]
+    table = [[*heads, "variances within 5%", "s.e. of one", "P(stay) off by at most", "seeds", "CPU seconds"]]
+    for entry in entries:
+        name, bars = entry["what"].split(", ")
+        table.append(
+            [
+                REGIME_CASES[name],
+                bars.removesuffix(" bars"),
+                f"{entry['best_accuracy']:.1%}",
+                _small(entry["measures"]["accuracy_gap"], entry["seeds"], 100.0, ".2f"),
+                f"{entry['means_within']} of {entry['parameters']}",
+                f"{entry['mean_square']:.2f}",
+                f"{entry['variances_within']} of {entry['parameters']}",
+                f"{entry['variance_deviation']:.1%}",
+                f"{entry['largest_stay_error']:.3f}",
+                str(entry["seeds"]),
+                f"{entry['cpu_seconds']:.1f}",
+            ]
+        )
+    return table
+
+
+def _check_table(entries: list[dict[str, Any]]) -> list[list[str]]:
+    table = [["what", "required", "median [worst, best]", "seeds"]]
+    for entry in entries:
+        (found,) = entry["measures"].values()
+        form = ".1e" if entry["case"] == "units" else ".3f"
+        shown = _small(found, entry["seeds"], 1.0, form)
+        table.append([REGIME_CHECKS[entry["case"], entry["what"]], f"≤ {found['high']:g}", shown, str(entry["seeds"])])
+    return table
+
+
+def _small(found: dict[str, Any], seeds: int, factor: float, form: str) -> str:
+    """Median, worst and best of what should be small; how many seeds do as required, where not all do."""
+    median, worst, best = (format(factor * found[key], f"z{form}") for key in ("median", "worst", "best"))
+    missed = f", {found['reached']} of {seeds}" if found["reached"] < seeds else ""
+    return f"{median} [{worst}, {best}]{missed}".replace("-", "−")
 
 
 def _required(entries: list[dict[str, Any]], name: str) -> str:

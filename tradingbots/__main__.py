@@ -21,6 +21,7 @@ VERBS = {
     "forecast": "Print what a fitted predictor expects, and how sure it is",
     "portfolio": "Manage portfolios over past prices, beside equal weights and other simple ones",
     "walk-forward": "Fit predictors, or agents, again and again on the past, and judge them on what follows",
+    "regimes": "Tell bull from bear and calm from wild markets, bar by bar, without looking ahead",
     "data": "List the price sources, or check and describe one",
     "demo": "Train SAC on the S&P 500 and judge it on 2013-2018",
 }

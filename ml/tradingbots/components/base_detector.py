@@ -168,6 +168,17 @@ class BaseDetector(Configured, ABC):
             return np.array(self._state.predicted)
         return np.array([state.predicted for state in self._walk(X)])
 
+    def predictive_log_scores(self, X: Any) -> FloatArray:
+        """Return the log density of each bar given those before it, in units of the data; they add up to the log-likelihood.
+
+        Args:
+            X: features of one history; (n_bars, n_features).
+
+        Returns:
+            (n_bars,), NaN from detectors that have no densities.
+        """
+        return np.array([state.log_score for state in self._walk(X)])
+
     def update(self, x: Any) -> FloatArray:
         """Take in the next bar and return the probability of each regime; `filter` of the same bars says the same bits.
 

@@ -305,17 +305,6 @@ class GaussianHMM(BaseDetector):
         probability, predicted, log_score = filter_step(evidence, state.predicted, self._columns)
         return State(probability, predicted, log_score - self._log_units, [])
 
-    def predictive_log_scores(self, X: Any) -> FloatArray:
-        """Return the log density of each bar given those before it, in units of the data; they add up to the log-likelihood.
-
-        Args:
-            X: features of one history; (n_bars, n_features).
-
-        Returns:
-            (n_bars,).
-        """
-        return np.array([state.log_score for state in self._walk(X)])
-
     @property
     def last_log_score_(self) -> float:
         """Log density of the bar last given to `update`, given those before it; 0 before the first."""
