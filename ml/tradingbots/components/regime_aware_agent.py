@@ -381,14 +381,11 @@ class RegimeAwareAgent(BaseAgent):
         """Return what members remember and where specialists stand; None before training."""
         if self._worlds is None:
             return None
-        started = [member.memory_state() is not None for member in self.members]
+        # The generalist's environment is the run's own, which saves it.
+        environments = [world.env for world in self._worlds[1:]]
         return {
             "members": [member.memory_state() for member in self.members],
-            # The generalist's environment is the run's own, which saves it.
-            "environments": [
-                world.env.state_dict() if there else None
-                for world, there in zip(self._worlds[1:], started[1:], strict=True)
-            ],
+            "environments": [env.state_dict() if env.is_under_way else None for env in environments],
         }
 
     def restore_memory(self, env: Any, state: dict[str, Any] | None) -> None:

@@ -33,6 +33,8 @@ Inputs: TypeAlias = Callable[[pd.DataFrame], Any] | Sequence[str] | None
 KIND = "regime columns"
 # Share of training bars whose log score is so low that it counts as novel.
 NOVEL_SHARE = 0.01
+# What is asked of a detector.
+_METHODS = ("fit", "predict_next", "update", "reset")
 # Probabilities that others made may be rounded to a few digits.
 _ROUNDING = 1e-6
 
@@ -64,7 +66,8 @@ class RegimeColumns:
     def __init__(
         self, detector: RegimeDetector, *, inputs: Inputs = None, asset: str | None = None, novelty_bars: int = 3
     ) -> None:
-        if isinstance(detector, type) or not isinstance(detector, RegimeDetector):
+        # Not isinstance: asking a protocol for its properties would ask a detector that has learned nothing for its names.
+        if isinstance(detector, type) or not all(callable(getattr(detector, name, None)) for name in _METHODS):
             raise TypeError(f"detector must be a regime detector such as GaussianHMM(n_regimes=2), got {detector!r}")
         if type(novelty_bars) is not int or novelty_bars < 1:
             raise ValueError(f"novelty_bars must be a number of bars, at least 1, got {novelty_bars!r}")

@@ -85,7 +85,7 @@ def mixed_values(members: Sequence[Any], weights: Tensor, observations: Sequence
 def choose_by_value(
     values: Tensor, mask: Tensor | None, *, epsilon: float, generator: torch.Generator, draw: bool
 ) -> Tensor:
-    """Return the most valuable legal choices, with `draw` in a share `epsilon` of the batch random ones; (batch, n_branches)."""
+    """Return the most valuable legal choices; with `draw`, random ones in a share `epsilon`; (batch, n_branches)."""
     n, n_branches, n_choices = values.shape
     legal = values if mask is None else values.masked_fill(~mask.view_as(values), -torch.inf)
     best = best_choices(legal)

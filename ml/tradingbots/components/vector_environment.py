@@ -116,6 +116,11 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         return action_dim(self.config, self.market.n_assets)
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether it was reset."""
+        return self._started
+
+    @property
     def account_dim(self) -> int:
         """Length of the account part of an observation."""
         return self.market.account_dim
