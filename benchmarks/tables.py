@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGES, FORECASTING = (
+RESULTS, PAGES, FORECASTING, REGIMES = (
     Path(__file__).parent / "results",
     ROOT / "docs" / "algorithms",
     ROOT / "docs" / "forecasting.md",
+    ROOT / "docs" / "regimes.md",
 )
 AGENTS = ("ppo", "dqn", "sac", "td3", "ddpg", "a2c")
 BASIS_POINT = 1e-4
@@ -29,6 +30,17 @@ FLAT = {
     "random walk": "random walk, 5 bps costs",
 }
 REQUIRED_SHARES = {"ppo": 0.95, "a2c": 0.95, "sac": 0.92, "td3": 0.92, "dqn": 0.92, "ddpg": 0.90}
+# The table of docs/regimes.md: measures of results/gate.json and their heads.
+GATE_COLUMNS = {
+    "both": "features and mixing (≥ 80%)",
+    "features only": "features only",
+    "mixing only": "mixing only",
+    "generalist": "no regimes (≤ 25%)",
+    "shuffled": "shuffled in time",
+    "trained on shuffled": "trained on shuffled",
+    "one regime": "one regime, over the generalist (≥ 95%)",
+    "generalist, account seen": "no regimes, account seen",
+}
 # Tables of docs/forecasting.md: case, head of the first column, and measures with their heads and decimals.
 FORECAST_TABLES: dict[str, tuple[str, dict[str, tuple[str, int]]]] = {
     "ar1": (
@@ -110,6 +122,7 @@ def pages() -> Iterator[tuple[Path, Callable[[str], str]]]:
     for agent in AGENTS:
         yield PAGES / f"{agent}.md", functools.partial(page, agent=agent)
     yield FORECASTING, forecasting_page
+    yield REGIMES, regimes_page
 
 
 def page(text: str, agent: str) -> str:
@@ -126,6 +139,25 @@ def forecasting_page(text: str) -> str:
     for case in FORECAST_TABLES:
         text = with_table(text, _forecast_table([entry for entry in summary if entry["case"] == case], case))
     return text
+
+
+def regimes_page(text: str) -> str:
+    """Return the page on regimes with its table filled."""
+    summary = json.loads((RESULTS / "gate.json").read_text())["summary"]
+    agents = list(dict.fromkeys(entry["agent"] for entry in summary))
+    table = [["members", *GATE_COLUMNS.values(), "seeds"]]
+    for agent in agents:
+        found = {entry["measure"]: entry for entry in summary if entry["agent"] == agent}
+        cells = [_gate_cell(found.get(measure)) for measure in GATE_COLUMNS]
+        table.append([agent.upper(), *cells, str(found["both"]["seeds"])])
+    return with_table(text, table)
+
+
+def _gate_cell(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    median, worst, best = (_figure(100.0 * entry[key], "", 0) for key in ("median", "min", "max"))
+    return f"{median}% [{worst}, {best}]"
 
 
 def _forecast_table(entries: list[dict[str, Any]], case: str) -> list[list[str]]:

@@ -39,6 +39,7 @@ TOTAL_TIMESTEPS = 64_000
 # Account features carry what an account gained, which tells a trader whether its rule is the right one just now. At a tenth of
 # a percent a bar they are too small to be seen, so that a generalist without regimes is one without memory.
 VOLATILITY = 0.001
+MARKER_DISTANCE = 0.5
 TWO_REGIMES, ONE_REGIME = (0.25, -0.25), (0.25,)
 
 SWITCHES: dict[str, dict[str, bool]] = {
@@ -95,6 +96,8 @@ def measure_gate(
     phis: tuple[float, ...] = TWO_REGIMES,
     total_timesteps: int = TOTAL_TIMESTEPS,
     volatility: float = VOLATILITY,
+    marker_distance: float = MARKER_DISTANCE,
+    n_bars: int = N_BARS,
 ) -> GateResult:
     """Train an agent by its market recipe and judge it on another path.
 
@@ -105,8 +108,10 @@ def measure_gate(
         phis: of the market's regimes.
         total_timesteps: transitions to train on, all members together.
         volatility: of the market, per bar.
+        marker_distance: of the marker's means from 0; the larger, the better regimes are known.
+        n_bars: of each path.
     """
-    gate = gate_of(seed, tuple(phis), volatility)
+    gate = gate_of(seed, tuple(phis), volatility, marker_distance, n_bars)
     train = _shuffled(gate.train, seed) if variant == "trained on shuffled" else gate.train
     env = TradingEnvironment(train, gate_environment(agent_type, gate.regimes))
     # Without costs nothing that is done now matters later.
@@ -135,10 +140,11 @@ def measure_gate(
 
 
 @functools.lru_cache(maxsize=2)
-def gate_of(seed: int, phis: tuple[float, ...], volatility: float) -> Gate:
+def gate_of(seed: int, phis: tuple[float, ...], volatility: float, marker_distance: float, n_bars: int) -> Gate:
     """Make both paths, and the columns by a detector of two regimes that was fitted on the first."""
     train, test = (
-        switching_autoregression(N_BARS, phis, volatility=volatility, seed=path + seed) for path in (1_000, 2_000)
+        switching_autoregression(n_bars, phis, marker_distance=marker_distance, volatility=volatility, seed=path + seed)
+        for path in (1_000, 2_000)
     )
     regimes = RegimeColumns(GaussianHMM(n_regimes=2, covariance="full"), inputs=gate_features).fit(train.prices)
     return Gate(regimes, regimes.add_to(train.prices), regimes.add_to(test.prices), test)
