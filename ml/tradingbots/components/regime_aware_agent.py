@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,12 +16,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ml.tradingbots.components.agent_config import AgentConfig, check_fraction
 from ml.tradingbots.components.agent_state import check_agent_state, check_sizes
 from ml.tradingbots.components.base_agent import BaseAgent, StepReport
-from ml.tradingbots.components.config_checks import SEED_LIMIT, check_field_types
+from ml.tradingbots.components.config_checks import SEED_LIMIT
 from ml.tradingbots.components.encoders import WindowShape
-from ml.tradingbots.components.normalization import ObservationNormalizer
+from ml.tradingbots.components.regime_aware_config import RegimeAwareConfig, checked_fields
 from ml.tradingbots.components.regime_columns import PriceData, RegimeColumns, file_as_tensor, from_tensor
 from ml.tradingbots.components.regime_detector import refuse_smoothed
 from ml.tradingbots.components.regime_environment import BlindVectorEnv, WeightedVectorEnv
@@ -35,80 +33,11 @@ from ml.tradingbots.components.regime_mixing import (
     mixed_values,
     mixing_weights,
 )
-from ml.tradingbots.components.rl_agents import AGENTS, agent_from_state, create_rl_agent
-from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, check_like, checked_config, shown
+from ml.tradingbots.components.regime_worlds import HandedOnNormalizer, World
+from ml.tradingbots.components.rl_agents import agent_from_state, create_rl_agent
+from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, shown
 from ml.tradingbots.components.single_action import Perceptron
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegimeAwareConfig:
-    """Hyperparameters of `RegimeAwareAgent`.
-
-    Raises:
-        ValueError: a value is out of range, or `agent_type` is unknown.
-        TypeError: `agent_config` belongs to another agent.
-    """
-
-    network: ClassVar[str] = "mlp"
-
-    agent_type: str = "sac"
-    """What all members are: a name of `list_available_agents()`."""
-    agent_config: AgentConfig | None = None
-    """Their hyperparameters; None takes the defaults of `agent_type`."""
-    min_generalist: float = 0.1
-    """Least weight of the generalist, in [0, 1]; 1 leaves it alone."""
-    observe_probabilities: bool = True
-    """Whether members see the columns of regimes; False hides them, and leaves the regimes to the mixing."""
-    mix: bool = True
-    """Whether there are specialists; False is the generalist alone."""
-
-    def __post_init__(self) -> None:
-        check_field_types(self)
-        if self.agent_type not in AGENTS:
-            raise ValueError(f"agent_type must be one of {', '.join(AGENTS)}, got {self.agent_type!r}")
-        expected = AGENTS[self.agent_type].config_class
-        if self.agent_config is not None and type(self.agent_config) is not expected:
-            raise TypeError(
-                f"agent_config of agent_type {self.agent_type!r} must be a {expected.__name__}, got "
-                f"{type(self.agent_config).__name__}"
-            )
-        check_fraction(self, "min_generalist")
-
-    @property
-    def member_config(self) -> AgentConfig:
-        """Hyperparameters of members."""
-        return self.agent_config if self.agent_config is not None else AGENTS[self.agent_type].config_class()
-
-    @property
-    def has_choices(self) -> bool:
-        """Whether members choose among actions rather than answer with numbers."""
-        return self.agent_type == "dqn" or getattr(self.member_config, "action_type", "continuous") == "discrete"
-
-
-class HandedOnNormalizer(ObservationNormalizer):
-    """Keeps how observations are to be scaled and leaves them as they are: members scale what they see themselves."""
-
-    def __call__(self, observations: Tensor) -> Tensor:
-        """Return observations as they are: the probabilities in them are read from them."""
-        return observations
-
-    def update(self, observations: Tensor) -> None:
-        """Members follow what each of them sees."""
-
-
-@dataclass(frozen=True)
-class World:
-    """Where one member trains."""
-
-    env: TradingVectorEnv
-    """The market, weighted by its regime for a specialist."""
-    seen: TradingVectorEnv | BlindVectorEnv
-    """What it sees of it."""
-
-    def see(self, observation: Tensor) -> Tensor:
-        """Return observations of the market as the member sees them."""
-        return self.seen.see(observation) if isinstance(self.seen, BlindVectorEnv) else observation
 
 
 class RegimeAwareAgent(BaseAgent):
@@ -230,7 +159,7 @@ class RegimeAwareAgent(BaseAgent):
                 f"a RegimeAwareAgent acts in markets, and {type(env).__name__} is none: give a TradingEnvironment over prices "
                 "with columns of regimes, RegimeColumns(...).fit(train).add_to(prices)"
             )
-        layout = RegimeLayout.of(env.specification(), self.state_dim_of(env))
+        layout = RegimeLayout.of(env.specification(), env.observation_space_dim)
         if self.regimes is not None and self.regimes.n_regimes != layout.n_regimes:
             raise ValueError(
                 f"the prices have columns of {layout.n_regimes} regimes, the agent's detector knows {self.regimes.n_regimes}: "
@@ -249,11 +178,6 @@ class RegimeAwareAgent(BaseAgent):
             self.is_built = True
         for member in self.members:
             member.bind(world.seen)
-
-    def state_dim_of(self, env: TradingVectorEnv) -> int:
-        """Return the length of an environment's observations."""
-        (length,) = env.single_observation_space.shape or (0,)
-        return int(length)
 
     def _n_members(self, layout: RegimeLayout) -> int:
         return 1 + (layout.n_regimes if self.config.mix and layout.n_regimes > 1 else 0)
@@ -401,7 +325,7 @@ class RegimeAwareAgent(BaseAgent):
             raise ValueError(f"the memory must be that of {n_members} members")
         present: list[Tensor | None] = [None]
         for world, saved in zip(worlds[1:], state["environments"], strict=True):
-            present.append(None if saved is None else _resumed(world, saved))
+            present.append(None if saved is None else world.resumed(saved))
         for member, world, memory in zip(self.members, worlds, state["members"], strict=True):
             member.restore_memory(world.seen, memory)
         self._present = tuple(present)
@@ -426,7 +350,7 @@ class RegimeAwareAgent(BaseAgent):
         """Build the agent that a file's content describes; errors as for `load_rl_agent`."""
         check_agent_state(state, path)
         check_sizes(state, path)
-        config = _checked_config(state["config"], path)
+        config = checked_fields(state["config"], path)
         agent = cls(**state["dimensions"], config=config, device=device)
         agent.load_state_dict(state, path=path)
         return agent
@@ -436,7 +360,7 @@ class RegimeAwareAgent(BaseAgent):
         check_agent_state(state, path)
         if state["agent_type"] != self.agent_type:
             raise CheckpointError(f"{path} holds a {shown(state['agent_type'])} agent, this one is {self.agent_type!r}")
-        config = _checked_config(state["config"], path)
+        config = checked_fields(state["config"], path)
         dimensions = {"state_dim": self.state_dim, "action_dim": self.action_dim}
         if state["dimensions"] != dimensions:
             raise CheckpointError(f"{path} was saved with {shown(state['dimensions'])}, this agent has {dimensions}")
@@ -496,30 +420,3 @@ class RegimeAwareAgent(BaseAgent):
             "a RegimeAwareAgent is no single network: export agent.generalist and each of agent.specialists, and mix what they "
             "answer by agent.mixing_weights"
         )
-
-
-def _resumed(world: World, saved: Any) -> Tensor:
-    """Put a specialist's environment where it was; returns what the member sees."""
-    world.env.reset()
-    check_like(saved, world.env.state_dict(), "environments", finite=False)
-    return world.see(world.env.load_state_dict(saved))
-
-
-def _checked_config(fields: Any, path: str | Path) -> RegimeAwareConfig:
-    """Make a config of what a file holds, every field checked.
-
-    Raises:
-        CheckpointError: it is none.
-    """
-    names = {field.name for field in dataclasses.fields(RegimeAwareConfig)}
-    if type(fields) is not dict or set(fields) != names:
-        raise CheckpointError(f"{path}: config of a regime-aware agent must have the fields {', '.join(sorted(names))}")
-    kind, inner = fields["agent_type"], fields["agent_config"]
-    if type(kind) is not str or kind not in AGENTS:
-        raise CheckpointError(f"{path}: agent_type is {shown(kind)}, known are {', '.join(AGENTS)}")
-    if inner is not None:
-        inner = checked_config(inner, AGENTS[kind].config_class, path)
-    try:
-        return RegimeAwareConfig(**{**fields, "agent_config": inner})
-    except DAMAGE as error:
-        raise CheckpointError(f"{path}: the config was refused: {str(error)[:200]}") from error

@@ -20,7 +20,8 @@ import torch
 
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.gaussian_hmm import GaussianHMM
-from ml.tradingbots.components.regime_aware_agent import RegimeAwareAgent, RegimeAwareConfig
+from ml.tradingbots.components.regime_aware_agent import RegimeAwareAgent
+from ml.tradingbots.components.regime_aware_config import RegimeAwareConfig
 from ml.tradingbots.components.regime_columns import RegimeColumns
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
