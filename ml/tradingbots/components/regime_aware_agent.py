@@ -280,6 +280,8 @@ class RegimeAwareAgent(BaseAgent):
         for member in self.members:
             member.scale_rewards = self.scale_rewards
             member.schedule_timesteps = rounds * n_envs
+            if self.normalizer.mode == "running":
+                member.normalizer.run()
             if self.normalizer.mode == "fixed" and member.num_timesteps == 0:
                 member.normalizer.fix(*(self._seen(values[None])[0] for values in (statistics.mean, statistics.std)))
 
