@@ -30,6 +30,17 @@ FLAT = {
     "random walk": "random walk, 5 bps costs",
 }
 REQUIRED_SHARES = {"ppo": 0.95, "a2c": 0.95, "sac": 0.92, "td3": 0.92, "dqn": 0.92, "ddpg": 0.90}
+# The table of docs/regimes.md: measures of results/gate.json and their heads.
+GATE_COLUMNS = {
+    "both": "features and mixing (≥ 80%)",
+    "features only": "features only",
+    "mixing only": "mixing only",
+    "generalist": "no regimes (≤ 25%)",
+    "shuffled": "shuffled in time",
+    "trained on shuffled": "trained on shuffled",
+    "one regime": "one regime, over the generalist (≥ 95%)",
+    "generalist, account seen": "no regimes, account seen",
+}
 # Tables of docs/forecasting.md: case, head of the first column, and measures with their heads and decimals.
 FORECAST_TABLES: dict[str, tuple[str, dict[str, tuple[str, int]]]] = {
     "ar1": (
@@ -143,6 +154,23 @@ def forecasting_page(text: str) -> str:
     return text
 
 
+def _gate_table(summary: list[dict[str, Any]]) -> list[list[str]]:
+    agents = list(dict.fromkeys(entry["agent"] for entry in summary))
+    table = [["members", *GATE_COLUMNS.values(), "seeds"]]
+    for agent in agents:
+        found = {entry["measure"]: entry for entry in summary if entry["agent"] == agent}
+        cells = [_gate_cell(found.get(measure)) for measure in GATE_COLUMNS]
+        table.append([agent.upper(), *cells, str(found["both"]["seeds"])])
+    return table
+
+
+def _gate_cell(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    median, worst, best = (_figure(100.0 * entry[key], "", 0) for key in ("median", "min", "max"))
+    return f"{median}% [{worst}, {best}]"
+
+
 def _forecast_table(entries: list[dict[str, Any]], case: str) -> list[list[str]]:
     title, columns = FORECAST_TABLES[case]
     heads = [f"{head}{_required(entries, name)}" for name, (head, _) in columns.items()]
@@ -160,7 +188,8 @@ def regimes_page(text: str) -> str:
     """Return the page on regimes with its tables filled."""
     summary = json.loads((RESULTS / "regimes.json").read_text())["summary"]
     text = with_table(text, _recovery_table([entry for entry in summary if entry["case"] == "recover"]))
-    return with_table(text, _check_table([entry for entry in summary if entry["case"] != "recover"]))
+    text = with_table(text, _check_table([entry for entry in summary if entry["case"] != "recover"]))
+    return with_table(text, _gate_table(json.loads((RESULTS / "gate.json").read_text())["summary"]))
 
 
 def _recovery_table(entries: list[dict[str, Any]]) -> list[list[str]]:

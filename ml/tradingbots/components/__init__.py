@@ -22,6 +22,12 @@ from ml.tradingbots.components.hiddenmarkov import (
 )
 from ml.tradingbots.components.lstm_ensemble import LSTMEnsemble
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
+from ml.tradingbots.components.meta_learning import (
+    RegimeAwareAgent,
+    RegimeAwareConfig,
+    RegimeColumns,
+    with_regime_probabilities,
+)
 from ml.tradingbots.components.naive_predictors import DriftPredictor, LastSignPredictor, RidgePredictor, ZeroPredictor
 from ml.tradingbots.components.portfolio_sources import AgentSource, AllocatorSource, PredictorSource
 from ml.tradingbots.components.portfoliomanager import (
@@ -79,6 +85,9 @@ __all__ = [
     "PortfolioManager",
     "PortfolioState",
     "PredictorSource",
+    "RegimeAwareAgent",
+    "RegimeAwareConfig",
+    "RegimeColumns",
     "RegimeDetector",
     "RidgePredictor",
     "SACAgent",
@@ -106,4 +115,5 @@ __all__ = [
     "regime_features",
     "select_n_regimes",
     "with_forecasts",
+    "with_regime_probabilities",
 ]

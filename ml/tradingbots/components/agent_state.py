@@ -44,16 +44,8 @@ def check_dimensions(state: dict[str, Any], config: AgentConfig, path: str | Pat
     Raises:
         CheckpointError: they are no positive integers, or need more parameters than the file holds.
     """
+    check_sizes(state, path)
     dimensions = state["dimensions"]
-    if set(dimensions) != {"state_dim", "action_dim"} or any(
-        type(value) is not int or value < 1 for value in dimensions.values()
-    ):
-        raise CheckpointError(f"{path}: dimensions must be state_dim and action_dim, got {shown(dimensions)}")
-    # The statistics are one number for each entry of an observation: they bound everything that is made of its length.
-    statistics = state["normalizer"].get("statistics")
-    mean = statistics.get("mean") if isinstance(statistics, dict) else None
-    if type(mean) is not Tensor or mean.shape != (dimensions["state_dim"],) or not _is_stored(mean):
-        raise CheckpointError(f"{path}: the normaliser does not have {shown(dimensions['state_dim'])} entries")
     stored: dict[int, int] = {}
     waiting = [state["learned"]]
     while waiting:
@@ -68,6 +60,27 @@ def check_dimensions(state: dict[str, Any], config: AgentConfig, path: str | Pat
             f"{path}: networks for {shown(dimensions)} with network={config.network!r} and hidden layers "
             f"{shown(config.widths)} are larger than those in the file"
         )
+
+
+def check_sizes(state: dict[str, Any], path: str | Path) -> None:
+    """Check the dimensions in a file against the statistics and bounds in it, before anything of that size is made.
+
+    Raises:
+        CheckpointError: they are no positive integers, or others.
+    """
+    dimensions = state["dimensions"]
+    if set(dimensions) != {"state_dim", "action_dim"} or any(
+        type(value) is not int or value < 1 for value in dimensions.values()
+    ):
+        raise CheckpointError(f"{path}: dimensions must be state_dim and action_dim, got {shown(dimensions)}")
+    # The statistics are one number for each entry of an observation: they bound everything that is made of its length.
+    statistics = state["normalizer"].get("statistics")
+    mean = statistics.get("mean") if isinstance(statistics, dict) else None
+    if type(mean) is not Tensor or mean.shape != (dimensions["state_dim"],) or not _is_stored(mean):
+        raise CheckpointError(f"{path}: the normaliser does not have {shown(dimensions['state_dim'])} entries")
+    low = state["action_bounds"].get("low")
+    if type(low) is not Tensor or low.shape != (dimensions["action_dim"],) or not _is_stored(low):
+        raise CheckpointError(f"{path}: the bounds of actions do not have {shown(dimensions['action_dim'])} entries")
 
 
 def _is_stored(tensor: Tensor) -> bool:

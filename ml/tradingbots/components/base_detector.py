@@ -198,6 +198,16 @@ class BaseDetector(Configured, ABC):
         self._require_fitted()
         self._state = self._first_state()
 
+    def states(self, X: Any) -> list[State]:
+        """Return where the detector is after each bar of a history: what `filter` and `predict_next` say, and log scores."""
+        return self._walk(X)
+
+    @property
+    def state_(self) -> State:
+        """Where it is in the history given to `update`."""
+        self._require_fitted()
+        return self._state
+
     def _walk(self, X: Any) -> list[State]:
         self._require_fitted()
         state, states = self._first_state(), []

@@ -18,6 +18,7 @@ from ml.tradingbots.components.allocators import ALLOCATORS, Allocator, create_a
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.features import market_features
 from ml.tradingbots.components.portfolio_state import PortfolioState, Proposal, TargetSource, simple_returns
+from ml.tradingbots.components.regime_columns import with_regimes_of
 from ml.tradingbots.data.bars import Bars
 
 FloatArray = npt.NDArray[np.float64]
@@ -195,7 +196,8 @@ class AgentSource:
         return Proposal(weights=proposed)
 
     def _as_trained(self, bars: Bars) -> Bars:
-        """Return the bars with their assets in the order of training."""
+        """Return the bars with their assets in the order of training, and the columns of the agent's regimes."""
+        bars = with_regimes_of(self.agent, bars)
         trained = self._trained.get("assets", bars.assets)
         if set(trained) != set(bars.assets):
             raise ValueError(

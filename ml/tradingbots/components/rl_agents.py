@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -370,6 +371,11 @@ AGENTS: dict[str, type[BaseAgent]] = {
     agent.agent_type: agent for agent in (PPOAgent, DQNAgent, SACAgent, TD3Agent, DDPGAgent, A2CAgent)
 }
 CONFIG_CLASSES: tuple[type, ...] = tuple(agent.config_class for agent in AGENTS.values())
+# Agents made of these ones, by the module and class that builds one from a file. They stand above this file and know
+# environments, so it must not import them before a file asks for one.
+COMPOSITES: dict[str, tuple[str, str]] = {
+    "regime_aware": ("ml.tradingbots.components.regime_aware_agent", "RegimeAwareAgent"),
+}
 
 
 def list_available_agents() -> dict[str, str]:
@@ -423,6 +429,9 @@ def load_rl_agent(path: str | Path, *, device: str = "cpu") -> Any:
 def agent_from_state(state: dict[str, Any], *, path: str | Path = "state", device: str = "cpu") -> Any:
     """Build the agent that a file's content describes; errors as for `load_rl_agent`."""
     check_agent_state(state, path)
+    if state["agent_type"] in COMPOSITES:
+        module, name = COMPOSITES[state["agent_type"]]
+        return getattr(importlib.import_module(module), name).from_state(state, path=path, device=device)
     if state["agent_type"] not in AGENTS:
         raise CheckpointError(f"{path} holds an agent of unknown type {shown(state['agent_type'])}")
     config = checked_config(state["config"], AGENTS[state["agent_type"]].config_class, path)

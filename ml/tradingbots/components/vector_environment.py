@@ -121,6 +121,11 @@ class TradingVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):
         return self.market.bars.bars_per_year
 
     @property
+    def is_under_way(self) -> bool:
+        """Whether it was reset."""
+        return self._started
+
+    @property
     def account_dim(self) -> int:
         """Length of the account part of an observation."""
         return self.market.account_dim

@@ -19,6 +19,7 @@ import pandas as pd
 from ml.tradingbots.components.action_space import legal_target
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import Market
+from ml.tradingbots.components.regime_columns import with_regimes_of
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.serialization import CheckpointError, checked_config
 from ml.tradingbots.data.bars import Bars
@@ -133,7 +134,7 @@ def environment_for(agent: Any, price_data: Market | Bars | pd.DataFrame) -> Tra
     """
     config = trained_config(agent)
     if not isinstance(price_data, Market):
-        price_data = _with_assets_of(agent, Bars.from_frame(price_data))
+        price_data = _with_assets_of(agent, with_regimes_of(agent, Bars.from_frame(price_data)))
     env = TradingEnvironment(price_data, config)
     trained, found = tuple(agent.environment_spec["features"]), env.market.feature_names
     if trained != found:

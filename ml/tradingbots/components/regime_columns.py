@@ -1,0 +1,373 @@
+"""Regimes as columns of a price table: what a detector says of the next bar, for agents to see and to be weighted by.
+
+A detector is fitted on the training segment alone. The columns are then made on the whole table, before it is cut, as
+forecasts are: what is said of a bar depends on bars up to it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ml.tradingbots.components.base_detector import BaseDetector
+from ml.tradingbots.components.features import feature_columns
+from ml.tradingbots.components.forecast_feature import with_forecasts
+from ml.tradingbots.components.hiddenmarkov import load_detector
+from ml.tradingbots.components.regime_detector import FloatArray, RegimeDetector, refuse_smoothed
+from ml.tradingbots.components.regime_features import regime_features
+from ml.tradingbots.components.regime_layout import is_regime_column, regime_column_names
+from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, read_file, require_keys, save_file
+from ml.tradingbots.data.bars import Bars
+
+PriceData: TypeAlias = Bars | pd.DataFrame
+Inputs: TypeAlias = Callable[[pd.DataFrame], Any] | Sequence[str] | None
+
+KIND = "regime columns"
+# Share of training bars whose log score is so low that it counts as novel.
+NOVEL_SHARE = 0.01
+# What is asked of a detector.
+_METHODS = ("fit", "predict_next", "update", "reset")
+# Probabilities that others made may be rounded to a few digits.
+_ROUNDING = 1e-6
+
+
+class RegimeColumns:
+    """A detector that adds what it says of the next bar to price tables.
+
+    The columns, each known at the close of its bar, the same for every asset:
+
+    | name | meaning |
+    |---|---|
+    | `regime_p0` … | probability of each regime at the next bar, `detector.predict_next` |
+    | `regime_entropy` | their entropy over its largest value: 0 certain, 1 no idea; 0 for a single regime |
+    | `regime_novelty` | 1 where the detector's log score was below its 1% training quantile for `novelty_bars` bars in a row; |
+    | | 0 elsewhere, and for detectors without a score |
+
+    Args:
+        detector: a regime detector; `fit` fits it. One that is fitted already needs no `fit`, and knows no novelty then.
+        inputs: what it is shown. None: the log return; names: built-in features and columns of the table; or a function of
+            the table (as `Bars.to_frame` writes it) to features that end with its last bar, undefined only in a warm-up.
+        asset: whose features, in tables of several; a function chooses for itself.
+        novelty_bars: bars that must surprise in a row before they count as novel, at least 1.
+
+    Raises:
+        TypeError: `detector` is none.
+        ValueError: `novelty_bars` is below 1, or `inputs` is empty.
+    """
+
+    def __init__(
+        self, detector: RegimeDetector, *, inputs: Inputs = None, asset: str | None = None, novelty_bars: int = 3
+    ) -> None:
+        # Not isinstance: asking a protocol for its properties would ask a detector that has learned nothing for its names.
+        if isinstance(detector, type) or not all(callable(getattr(detector, name, None)) for name in _METHODS):
+            raise TypeError(f"detector must be a regime detector such as GaussianHMM(n_regimes=2), got {detector!r}")
+        if type(novelty_bars) is not int or novelty_bars < 1:
+            raise ValueError(f"novelty_bars must be a number of bars, at least 1, got {novelty_bars!r}")
+        if isinstance(inputs, str) or (inputs is not None and not callable(inputs) and len(inputs) == 0):
+            raise ValueError(f"inputs must be names of features such as ('log_return',), or a function, got {inputs!r}")
+        self.detector = detector
+        self.inputs: Inputs = inputs if inputs is None or callable(inputs) else tuple(inputs)
+        self.asset, self.novelty_bars = asset, novelty_bars
+        self.novel_below = -math.inf
+        self._lost_function: str | None = None
+        self._n_low = 0
+
+    def __repr__(self) -> str:
+        """The detector and what it is shown."""
+        return f"RegimeColumns({self.detector!r}, inputs={self.inputs!r}, novelty_bars={self.novelty_bars})"
+
+    @property
+    def n_regimes(self) -> int:
+        """Number of regimes."""
+        return self.detector.n_regimes
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns; (n_regimes + 2,)."""
+        return regime_column_names(self.n_regimes)
+
+    def fit(self, price_data: PriceData) -> Self:
+        """Fit the detector, and learn how low its scores fall, on the training segment; a new history begins.
+
+        Raises:
+            ValueError: the table lacks what the detector is shown, or has too few bars.
+        """
+        refuse_smoothed(price_data, to="a detector")
+        _, rows = self._shown(Bars.from_frame(price_data))
+        self.detector.fit(rows)
+        _, scores = self._said(rows)
+        known = scores[np.isfinite(scores)]
+        self.novel_below = float(np.quantile(known, NOVEL_SHARE)) if len(known) else -math.inf
+        self._n_low = 0
+        return self
+
+    def table(self, price_data: PriceData) -> FloatArray:
+        """Return the columns of a table, NaN in the warm-up of what the detector is shown; (n_bars, n_regimes + 2)."""
+        refuse_smoothed(price_data, to="an agent")
+        bars = Bars.from_frame(price_data)
+        first, rows = self._shown(bars)
+        predicted, scores = self._said(rows)
+        found = np.full((bars.n_bars, self.n_regimes + 2), np.nan)
+        found[first:, :-2] = predicted
+        found[first:, -2] = [_entropy(row) for row in predicted.tolist()]
+        found[first:, -1] = self._novelty(scores < self.novel_below)
+        return found
+
+    def add_to(self, price_data: PriceData) -> pd.DataFrame:
+        """Add the columns to a price table, before it is cut into training, validation and test.
+
+        Args:
+            price_data: what `Bars.from_frame` accepts.
+
+        Returns:
+            A table that `Bars.from_frame` accepts, in its plainest form.
+
+        Raises:
+            RuntimeError: the detector has learned nothing yet.
+            ValueError: the table has columns of regimes already, or lacks what the detector is shown.
+        """
+        return _with_columns(price_data, self.table(price_data))
+
+    def are_in(self, bars: Bars) -> bool:
+        """Whether a table has all the columns."""
+        return set(self.names) <= set(bars.extra)
+
+    # Bar by bar.
+
+    def reset(self) -> None:
+        """Begin a new history: forget the bars given to `update`."""
+        self.detector.reset()
+        self._n_low = 0
+
+    def update(self, features: Any) -> FloatArray:
+        """Take in what the detector is shown of the next bar; the numbers are those of `table`, to the bit.
+
+        Args:
+            features: (n_features,). A bar that is refused changes nothing.
+
+        Returns:
+            The columns of the bar; (n_regimes + 2,).
+        """
+        refuse_smoothed(features, to="a detector")
+        self.detector.update(features)
+        if isinstance(self.detector, BaseDetector):
+            state = self.detector.state_
+            predicted, score = list(state.predicted), state.log_score
+        else:
+            predicted, score = np.asarray(self.detector.predict_next()).tolist(), math.nan
+        self._n_low = self._n_low + 1 if score < self.novel_below else 0
+        return np.array([*predicted, _entropy(predicted), float(self._n_low >= self.novelty_bars)])
+
+    def _shown(self, bars: Bars) -> tuple[int, Any]:
+        """Return the first bar with all features, and what the detector is shown from it on."""
+        if self._lost_function is not None and self.inputs is None:
+            raise ValueError(
+                f"these regime columns were made of what the function {self._lost_function!r} returns, which no file holds: "
+                "set .inputs to it, or give RegimeColumns.load(path, inputs=...)"
+            )
+        if self.inputs is None:
+            found: Any = regime_features(bars, asset=self.asset)
+        elif callable(self.inputs):
+            found = self.inputs(bars.to_frame())
+        else:
+            found = self._named(bars, tuple(self.inputs))
+        refuse_smoothed(found, to="a detector")
+        return _from_first_defined(found, bars)
+
+    def _named(self, bars: Bars, names: tuple[str, ...]) -> pd.DataFrame:
+        if self.asset is None and bars.n_assets > 1:
+            raise ValueError(
+                f"price_data has {bars.n_assets} assets, and regimes are of one: give asset, of {bars.assets}"
+            )
+        chosen = bars if self.asset is None else bars.select(self.asset)
+        return pd.DataFrame(feature_columns(chosen, names)[:, 0], index=bars.timestamps, columns=list(names))
+
+    def _said(self, rows: Any) -> tuple[FloatArray, FloatArray]:
+        """Return probabilities of the next bar and log scores of each bar; (n_bars, n_regimes), (n_bars,)."""
+        if isinstance(self.detector, BaseDetector):
+            states = self.detector.states(rows)
+            return np.array([state.predicted for state in states]), np.array([state.log_score for state in states])
+        predicted = self.detector.predict_next(rows)
+        refuse_smoothed(predicted, to="an agent")
+        return np.asarray(predicted, dtype=np.float64), np.full(len(rows), np.nan)
+
+    def _novelty(self, is_low: Any) -> FloatArray:
+        """Return 1 where a bar and those before it, `novelty_bars` in all, are low; (n_bars,)."""
+        places = np.arange(len(is_low))
+        last_high = np.maximum.accumulate(np.where(is_low, -1, places))
+        return (places - last_high >= self.novelty_bars).astype(np.float64)
+
+    # Files.
+
+    def save(self, path: str | Path) -> Path:
+        """Write the detector and what it is shown to a file; of a function its name alone. The write is atomic.
+
+        Raises:
+            TypeError: the detector is not one of this library's.
+        """
+        if not isinstance(self.detector, BaseDetector):
+            raise TypeError(f"a file holds detectors of this library, this one is a {type(self.detector).__name__}")
+        is_function = callable(self.inputs)
+        content = {
+            "detector": file_as_tensor(self.detector),
+            "inputs": None if is_function else self.inputs,
+            "function": getattr(self.inputs, "__name__", "a function") if is_function else self._lost_function,
+            "asset": self.asset,
+            "novelty_bars": self.novelty_bars,
+            "novel_below": self.novel_below,
+            "n_low": self._n_low,
+        }
+        return save_file(path, KIND, content)
+
+    @classmethod
+    def load(cls, path: str | Path, *, inputs: Inputs = None) -> RegimeColumns:
+        """Read a file written by `save`; nothing in it is run.
+
+        Args:
+            path: the file.
+            inputs: the function that the detector was shown the results of, where it was one.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            CheckpointError: it is damaged, hostile, or something else.
+        """
+        content = read_file(path, KIND)
+        require_keys(content, path, detector=torch.Tensor, novelty_bars=int, novel_below=float, n_low=int)
+        try:
+            return cls._from_content(content, inputs)
+        except DAMAGE as error:
+            raise CheckpointError(f"{path} holds no whole regime columns: {str(error)[:300]}") from error
+
+    @classmethod
+    def _from_content(cls, content: dict[str, Any], inputs: Inputs) -> RegimeColumns:
+        for name in ("asset", "function"):
+            if content[name] is not None and type(content[name]) is not str:
+                raise ValueError(f"{name} must be a name")
+        names = content["inputs"]
+        if names is not None and (type(names) is not tuple or not all(type(name) is str for name in names)):
+            raise ValueError("inputs must be names")
+        if math.isnan(content["novel_below"]) or content["novel_below"] == math.inf or content["n_low"] < 0:
+            raise ValueError("what counts as novel must be a number")
+        made = cls(
+            from_tensor(content["detector"], load_detector),
+            inputs=names if inputs is None else inputs,
+            asset=content["asset"],
+            novelty_bars=content["novelty_bars"],
+        )
+        made.novel_below, made._n_low, made._lost_function = (
+            content["novel_below"],
+            content["n_low"],
+            content["function"],
+        )
+        return made
+
+
+def with_regime_probabilities(price_data: PriceData, probabilities: Any) -> pd.DataFrame:
+    """Add regime probabilities of one's own to a price table, in the columns that a `RegimeAwareAgent` reads.
+
+    Args:
+        price_data: what `Bars.from_frame` accepts.
+        probabilities: of each regime at the bar after each, known at its close; (n_bars, n_regimes), NaN in a warm-up.
+
+    Returns:
+        The table with `regime_p0` …, `regime_entropy` and `regime_novelty`, which is 0.
+
+    Raises:
+        TypeError: they are smoothed, and know the future.
+        ValueError: they are none, or of another number of bars.
+    """
+    refuse_smoothed(price_data, probabilities, to="an agent")
+    bars = Bars.from_frame(price_data)
+    given = np.array(probabilities, dtype=np.float64)
+    if given.ndim != 2 or len(given) != bars.n_bars or given.shape[1] < 1:
+        raise ValueError(
+            f"probabilities must be (n_bars, n_regimes), one row for each of {bars.n_bars} bars, got shape {given.shape}; "
+            "fill the warm-up with NaN"
+        )
+    first, rows = _from_first_defined(given, bars)
+    if not ((rows >= 0.0).all() and (np.abs(rows.sum(axis=1) - 1.0) < _ROUNDING).all()):
+        raise ValueError("probabilities must be at least 0 and each row must sum to 1; fill the warm-up with NaN")
+    table = np.full((bars.n_bars, given.shape[1] + 2), np.nan)
+    table[first:, :-2] = rows
+    table[first:, -2] = [_entropy(row) for row in rows.tolist()]
+    table[first:, -1] = 0.0
+    return _with_columns(bars, table)
+
+
+def with_regimes_of(agent: Any, bars: Bars) -> Bars:
+    """Return a table with the columns of an agent's regimes, if it has a detector and the table lacks them."""
+    regimes = getattr(agent, "regimes", None)
+    if not isinstance(regimes, RegimeColumns) or regimes.are_in(bars):
+        return bars
+    return Bars.from_frame(regimes.add_to(bars))
+
+
+def file_as_tensor(thing: Any) -> torch.Tensor:
+    """Return the bytes of something's own file; uint8."""
+    with tempfile.TemporaryDirectory() as folder:
+        content = thing.save(Path(folder) / "file.pt").read_bytes()
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
+
+
+def from_tensor(content: Any, load: Callable[[Path], Any]) -> Any:
+    """Return what `load` makes of a file with these bytes.
+
+    Raises:
+        ValueError: they are none, or those of something else.
+    """
+    if type(content) is not torch.Tensor or content.dtype != torch.uint8 or content.ndim != 1:
+        raise ValueError("a file within a file must be bytes")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file.pt"
+        path.write_bytes(content.numpy().tobytes())
+        return load(path)
+
+
+def _with_columns(price_data: PriceData, table: FloatArray) -> pd.DataFrame:
+    bars = Bars.from_frame(price_data)
+    present = [name for name in bars.extra if is_regime_column(name)]
+    if present:
+        raise ValueError(f"the table has columns of regimes already ({', '.join(present)}): drop them first")
+    columns = dict(zip(regime_column_names(table.shape[1] - 2), table.T, strict=True))
+    return with_forecasts(bars, {name: functools.partial(_for_every_asset, column) for name, column in columns.items()})
+
+
+def _for_every_asset(column: FloatArray, bars: Bars) -> FloatArray:
+    return np.repeat(column[:, None], bars.n_assets, axis=1)
+
+
+def _from_first_defined(features: Any, bars: Bars) -> tuple[int, Any]:
+    """Return the first bar of features that end with the last bar and are undefined only in a warm-up, and the rest."""
+    if isinstance(features, pd.Series):
+        features = features.to_frame()
+    if not isinstance(features, pd.DataFrame):
+        features = np.asarray(features, dtype=np.float64)
+        features = features[:, None] if features.ndim == 1 else features
+    n_missing = bars.n_bars - len(features)
+    if n_missing < 0 or features.ndim != 2:
+        raise ValueError(f"inputs must be (n_bars, n_features) of {bars.n_bars} bars, got shape {features.shape}")
+    if isinstance(features, pd.DataFrame) and not features.index.equals(bars.timestamps[n_missing:]):
+        raise ValueError("inputs must end with the last bar of the table and leave out none after its first")
+    defined = np.isfinite(np.asarray(features, dtype=np.float64)).all(axis=1)
+    if not defined.any():
+        raise ValueError("inputs are undefined at every bar: give more bars, or features with a shorter warm-up")
+    first = int(np.argmax(defined))
+    if isinstance(features, pd.DataFrame):
+        return n_missing + first, features.iloc[first:]
+    return n_missing + first, features[first:]
+
+
+def _entropy(probabilities: Sequence[float]) -> float:
+    """Entropy over its largest value, in [0, 1]; 0 for a single regime."""
+    if len(probabilities) == 1:
+        return 0.0
+    total = -sum(value * math.log(value) for value in probabilities if value > 0.0)
+    return min(max(total / math.log(len(probabilities)), 0.0), 1.0)
