@@ -20,6 +20,7 @@ VERBS = {
     "fit": "Fit a predictor of returns on the past and judge it on what came after",
     "forecast": "Print what a fitted predictor expects, and how sure it is",
     "walk-forward": "Fit predictors, or agents, again and again on the past, and judge them on what follows",
+    "transfer": "Carry what an agent learned in some markets to another one, beside learning there from scratch",
     "data": "List the price sources, or check and describe one",
     "demo": "Train SAC on the S&P 500 and judge it on 2013-2018",
 }

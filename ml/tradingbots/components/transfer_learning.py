@@ -48,7 +48,8 @@ class TransferLearningTrainer:
         reset_exploration: whether the agent explores as a new one does: standard deviations, temperature and schedules
             begin anew. False carries them over, timesteps so far included.
         on_negative: what to do where the transferred agent begins worse than an untrained one: "warn" says so in the
-            report, "reinitialize" throws away what was transferred, the source's scales included, and freezes nothing.
+            report; "reinitialize", where that is so on the prices to learn from, throws away what was transferred, the
+            source's scales included, and freezes nothing.
         seed: of fine-tuned agents and starts; scratch has the next one. None takes the agent's.
 
     Raises:
@@ -182,7 +183,7 @@ class TransferLearningTrainer:
         rate, judged = score_of(score), eval_env if eval_env is not None else target_env
         student, new = self.student(target_env, n_envs=n_envs), self.scratch(target_env, n_envs=n_envs)
         zero_shot, untrained = rate(student, judged), rate(new, judged)
-        starts_over = zero_shot < untrained and self.on_negative == "reinitialize"
+        starts_over = self.harms(student, new, target_env, rate)
         schedule: FreezingSchedule | None = self.schedule
         if starts_over:
             student, schedule = self.scratch(target_env, n_envs=n_envs, seed_offset=0), None
@@ -209,6 +210,10 @@ class TransferLearningTrainer:
             agent=student,
             scratch_agent=new if scratch else None,
         )
+
+    def harms(self, student: BaseAgent, new: BaseAgent, target_env: TradingEnvironment, score: Score) -> bool:
+        """Whether what was transferred is to be thrown away: judged on prices to learn from, never on those held back."""
+        return self.on_negative == "reinitialize" and score(student, target_env) < score(new, target_env)
 
     def settings(self) -> dict[str, Any]:
         """Return what a transfer is done with, plain values."""

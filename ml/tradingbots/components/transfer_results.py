@@ -14,6 +14,7 @@ LEARNED = 0.9
 # The asymptote of a curve is the mean of its last fifth: single evaluations are noisy.
 ASYMPTOTE_SHARE = 0.2
 FINE_TUNED, SCRATCH = "fine-tuned", "scratch"
+SCORE_NAMES = {"sharpe_ratio": "Sharpe ratio", "log_growth": "mean log return per bar"}
 
 
 @dataclass(frozen=True)
@@ -98,22 +99,30 @@ class TransferReport:
         where = "unseen prices" if self.out_of_sample else "the prices it learned from"
         start = (
             f"Before its first step in the target market the transferred agent scores {_figure(self.zero_shot)} on {where}, "
-            f"an untrained one {_figure(self.untrained)} ({self.score})."
+            f"an untrained one {_figure(self.untrained)} ({self.score_name})."
         )
         return " ".join(part for part in (start, self._negative(), self._speed(), self._end()) if part)
+
+    @property
+    def score_name(self) -> str:
+        """What a score is, in words."""
+        return SCORE_NAMES.get(self.score, self.score.replace("_", " "))
 
     def summary(self) -> str:
         """Return verdict and table as text."""
         return f"{self.verdict()}\n\n{self.formatted_table().to_string()}"
 
     def _negative(self) -> str:
-        if not self.is_negative:
-            return ""
         if self.reinitialized:
             return (
-                "That is negative transfer: what was learned in the source market harms here, so it was thrown away and "
-                "the agent began with first weights."
+                "That is negative transfer: on the prices to learn from, too, it did worse than an untrained agent, so it was "
+                "thrown away and the agent began with first weights."
+                if self.is_negative
+                else "On the prices to learn from it did worse than an untrained agent, so it was thrown away and the agent "
+                "began with first weights."
             )
+        if not self.is_negative:
+            return ""
         return (
             "That is negative transfer: what was learned in the source market harms here. Consider "
             "on_negative='reinitialize', reinitialize=('heads',), freeze=() or another source."
