@@ -641,7 +641,7 @@ def test_a_scratch_that_learned_nothing_gives_no_threshold():
         curves=curves([0.5] * 6, [-0.1] * 6), zero_shot=0.5, untrained=-0.1, score="log_growth", out_of_sample=False
     )
     assert math.isnan(report.timesteps_to_threshold())
-    assert "learned nothing" in report.verdict()
+    assert "earned nothing" in report.verdict()
     assert dataclasses.replace(report, threshold_given=0.6).timesteps_to_threshold() == math.inf
     assert dataclasses.replace(report, threshold_given=0.4).timesteps_to_threshold() == 0
     assert timesteps_to(pd.Series([1.0], index=[7]), 2.0) == math.inf

@@ -131,7 +131,7 @@ class TransferReport:
     def _speed(self) -> str:
         if math.isnan(self.threshold):
             return (
-                "Scratch learned nothing that timesteps could be counted to; give a threshold of your own, or more timesteps."
+                "Scratch earned nothing, so there is no threshold to count timesteps to; give one, or more timesteps."
                 if SCRATCH in self.curves
                 else ""
             )

@@ -69,7 +69,7 @@ def transfer_report_html(
         figure_section(drawdown_figure(result), "How far each account lies below its highest close so far."),
         facts_section(facts or {}),
     ]
-    return page_html(title=title, period=period, verdict=report.verdict(), body=body)
+    return page_html(title=title, period=period, verdict=f"{report.verdict()} {result.verdict()}", body=body)
 
 
 def learning_curves_figure(report: TransferReport) -> go.Figure:
@@ -113,8 +113,9 @@ def _measures_note(report: TransferReport) -> str:
     where = "prices that nobody learned from" if report.out_of_sample else "the prices learned from"
     counted = "The threshold is 90% of scratch's asymptote. " if report.threshold_given is None else ""
     return (
-        f"Scores are the {report.score_name} of the deterministic policy on {where}, after costs. The asymptote is the mean of the last "
-        f"fifth of a curve. {counted}One run each: nothing is known of how runs differ by their seed."
+        f"Scores are the {report.score_name} of the deterministic policy on {where}, after costs. The asymptote is the mean "
+        f"of the last fifth of a curve. {counted}Curves are scored on stretches of about a year side by side, accounts live "
+        "the whole period. One run each: nothing is known of how runs differ by their seed."
     )
 
 
