@@ -1,6 +1,6 @@
 """Writes what `results/` holds into the tables of `docs/`, so that no number there is copied by hand.
 
-python benchmarks/tables.py            # after reference.py, regret.py and predictors.py
+python benchmarks/tables.py            # after reference.py, regret.py, predictors.py and transfer.py
 python benchmarks/tables.py --check    # says whether the pages are what the results are
 """
 
@@ -110,6 +110,7 @@ def pages() -> Iterator[tuple[Path, Callable[[str], str]]]:
     for agent in AGENTS:
         yield PAGES / f"{agent}.md", functools.partial(page, agent=agent)
     yield FORECASTING, forecasting_page
+    yield ROOT / "docs" / "transfer.md", transfer_page
 
 
 def page(text: str, agent: str) -> str:
@@ -126,6 +127,40 @@ def forecasting_page(text: str) -> str:
     for case in FORECAST_TABLES:
         text = with_table(text, _forecast_table([entry for entry in summary if entry["case"] == case], case))
     return text
+
+
+def transfer_page(text: str) -> str:
+    """Return the page on transfer with its tables filled."""
+    summary = json.loads((RESULTS / "transfer.json").read_text())["summary"]
+    for source in ("same", "opposite"):
+        text = with_table(text, _transfer_table([entry for entry in summary if entry["source"] == source], source))
+    return text
+
+
+def _transfer_table(entries: list[dict[str, Any]], source: str) -> list[list[str]]:
+    same = source == "same"
+    zero_shot = ["zero-shot (≥ 90%)", "own scales", "blended"] if same else ["zero-shot"]
+    goal, required = ("90% of the optimum", "≤ 1/3") if same else ("90% of scratch's asymptote", "≤ 1.5")
+    steps = [f"timesteps to {goal}", "scratch's", f"ratio ({required})"]
+    table = [[f"{source} coefficient, what moves", "agent", *zero_shot, *steps, "asymptote", "scratch's", "seeds"]]
+    for entry in entries:
+        names = ("zero_shot", "zero_shot_reset", "zero_shot_blend") if same else ("zero_shot",)
+        shares = [_share(entry[name]) for name in names]
+        counts = [_range(entry[name], ",.0f") for name in ("timesteps", "scratch_timesteps")]
+        ends = [_share(entry[name]) for name in ("asymptote", "scratch_asymptote")]
+        cells = [*shares, *counts, _range(entry["ratio"], ".2f"), *ends, str(entry["seeds"])]
+        table.append([entry["setting"], entry["agent"].upper(), *cells])
+    return table
+
+
+def _share(found: dict[str, float]) -> str:
+    return _range(found, ".1%")
+
+
+def _range(found: dict[str, float | None], form: str) -> str:
+    """Median, worst and best; what was not reached within the timesteps has a dash."""
+    shown = ["–" if value is None else format(value, form).replace("-", "−") for value in found.values()]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def _forecast_table(entries: list[dict[str, Any]], case: str) -> list[list[str]]:
