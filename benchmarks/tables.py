@@ -1,6 +1,6 @@
 """Writes what `results/` holds into the tables of `docs/`, so that no number there is copied by hand.
 
-python benchmarks/tables.py            # after reference.py, regret.py, predictors.py and regimes.py
+python benchmarks/tables.py            # after any benchmark whose results stand in a page
 python benchmarks/tables.py --check    # says whether the pages are what the results are
 """
 
@@ -15,13 +15,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from learning_tables import regimes_page, transfer_page
+from table_text import RESULTS, shown_figure, with_table
+
 ROOT = Path(__file__).parents[1]
-RESULTS, PAGES, FORECASTING, REGIMES = (
-    Path(__file__).parent / "results",
-    ROOT / "docs" / "algorithms",
-    ROOT / "docs" / "forecasting.md",
-    ROOT / "docs" / "regimes.md",
-)
+DOCS = ROOT / "docs"
 AGENTS = ("ppo", "dqn", "sac", "td3", "ddpg", "a2c")
 BASIS_POINT = 1e-4
 MARKETS = {"ar1": "AR(1), phi 0.3", "ou": "Ornstein–Uhlenbeck, reversion 0.1"}
@@ -30,17 +28,6 @@ FLAT = {
     "random walk": "random walk, 5 bps costs",
 }
 REQUIRED_SHARES = {"ppo": 0.95, "a2c": 0.95, "sac": 0.92, "td3": 0.92, "dqn": 0.92, "ddpg": 0.90}
-# The table of docs/regimes.md: measures of results/gate.json and their heads.
-GATE_COLUMNS = {
-    "both": "features and mixing (≥ 80%)",
-    "features only": "features only",
-    "mixing only": "mixing only",
-    "generalist": "no regimes (≤ 25%)",
-    "shuffled": "shuffled in time",
-    "trained on shuffled": "trained on shuffled",
-    "one regime": "one regime, over the generalist (≥ 95%)",
-    "generalist, account seen": "no regimes, account seen",
-}
 # Tables of docs/forecasting.md: case, head of the first column, and measures with their heads and decimals.
 FORECAST_TABLES: dict[str, tuple[str, dict[str, tuple[str, int]]]] = {
     "ar1": (
@@ -98,19 +85,6 @@ FORECAST_NAMES = {
     "gaussian": "Gaussian",
     "student_t": "Student-t",
 }
-REGIME_CASES = {
-    "bull_bear": "bull +10 bp at 0.8%, bear −15 bp at 2%",
-    "bull_sideways_bear": "three regimes, +12, 0 and −20 bp",
-    "toy": "means half a deviation from 0",
-    "faint": "means of ±10 bp at 1%, nothing else",
-}
-REGIME_CHECKS = {
-    ("alternating", "GaussianHMM"): "P(stay) of 0.05: error, `GaussianHMM`, 5,000 bars",
-    ("alternating", "OnlineHMM"): "the same, `OnlineHMM`, 60,000 bars",
-    ("online variance", "OnlineHMM"): "variance of noise: error, `OnlineHMM`, 60,000 bars",
-    ("units", "bull_bear"): "filtered probability in other units: difference, two regimes",
-    ("units", "bull_sideways_bear"): "the same, three regimes",
-}
 TASK_NAMES = {"MountainCarContinuous-v0": "MountainCarContinuous-v0 (gSDE)"}
 
 
@@ -133,9 +107,10 @@ def main() -> None:
 def pages() -> Iterator[tuple[Path, Callable[[str], str]]]:
     """Yield every page with tables, and what fills them."""
     for agent in AGENTS:
-        yield PAGES / f"{agent}.md", functools.partial(page, agent=agent)
-    yield FORECASTING, forecasting_page
-    yield REGIMES, regimes_page
+        yield DOCS / "algorithms" / f"{agent}.md", functools.partial(page, agent=agent)
+    yield DOCS / "forecasting.md", forecasting_page
+    yield DOCS / "regimes.md", regimes_page
+    yield DOCS / "transfer.md", transfer_page
 
 
 def page(text: str, agent: str) -> str:
@@ -154,23 +129,6 @@ def forecasting_page(text: str) -> str:
     return text
 
 
-def _gate_table(summary: list[dict[str, Any]]) -> list[list[str]]:
-    agents = list(dict.fromkeys(entry["agent"] for entry in summary))
-    table = [["members", *GATE_COLUMNS.values(), "seeds"]]
-    for agent in agents:
-        found = {entry["measure"]: entry for entry in summary if entry["agent"] == agent}
-        cells = [_gate_cell(found.get(measure)) for measure in GATE_COLUMNS]
-        table.append([agent.upper(), *cells, str(found["both"]["seeds"])])
-    return table
-
-
-def _gate_cell(entry: dict[str, Any] | None) -> str:
-    if entry is None:
-        return ""
-    median, worst, best = (_figure(100.0 * entry[key], "", 0) for key in ("median", "min", "max"))
-    return f"{median}% [{worst}, {best}]"
-
-
 def _forecast_table(entries: list[dict[str, Any]], case: str) -> list[list[str]]:
     title, columns = FORECAST_TABLES[case]
     heads = [f"{head}{_required(entries, name)}" for name, (head, _) in columns.items()]
@@ -182,54 +140,6 @@ def _forecast_table(entries: list[dict[str, Any]], case: str) -> list[list[str]]
         seconds = [f"{entry['cpu_seconds']:.1f}"] if timed else []
         table.append([who, *cells, str(entry["seeds"]), *seconds])
     return table
-
-
-def regimes_page(text: str) -> str:
-    """Return the page on regimes with its tables filled."""
-    summary = json.loads((RESULTS / "regimes.json").read_text())["summary"]
-    text = with_table(text, _recovery_table([entry for entry in summary if entry["case"] == "recover"]))
-    text = with_table(text, _check_table([entry for entry in summary if entry["case"] != "recover"]))
-    return with_table(text, _gate_table(json.loads((RESULTS / "gate.json").read_text())["summary"]))
-
-
-def _recovery_table(entries: list[dict[str, Any]]) -> list[list[str]]:
-    heads = ["case", "bars", "true filter", "points below it (≤ 1)", "means within 2 s.e.", "their mean square"]
-    table = [[*heads, "variances within 5%", "s.e. of one", "P(stay) off by at most", "seeds", "CPU seconds"]]
-    for entry in entries:
-        name, bars = entry["what"].split(", ")
-        table.append(
-            [
-                REGIME_CASES[name],
-                bars.removesuffix(" bars"),
-                f"{entry['best_accuracy']:.1%}",
-                _small(entry["measures"]["accuracy_gap"], entry["seeds"], 100.0, ".2f"),
-                f"{entry['means_within']} of {entry['parameters']}",
-                f"{entry['mean_square']:.2f}",
-                f"{entry['variances_within']} of {entry['parameters']}",
-                f"{entry['variance_deviation']:.1%}",
-                f"{entry['largest_stay_error']:.3f}",
-                str(entry["seeds"]),
-                f"{entry['cpu_seconds']:.1f}",
-            ]
-        )
-    return table
-
-
-def _check_table(entries: list[dict[str, Any]]) -> list[list[str]]:
-    table = [["what", "required", "median [worst, best]", "seeds"]]
-    for entry in entries:
-        (found,) = entry["measures"].values()
-        form = ".1e" if entry["case"] == "units" else ".3f"
-        shown = _small(found, entry["seeds"], 1.0, form)
-        table.append([REGIME_CHECKS[entry["case"], entry["what"]], f"≤ {found['high']:g}", shown, str(entry["seeds"])])
-    return table
-
-
-def _small(found: dict[str, Any], seeds: int, factor: float, form: str) -> str:
-    """Median, worst and best of what should be small; how many seeds do as required, where not all do."""
-    median, worst, best = (format(factor * found[key], f"z{form}") for key in ("median", "worst", "best"))
-    missed = f", {found['reached']} of {seeds}" if found["reached"] < seeds else ""
-    return f"{median} [{worst}, {best}]{missed}".replace("-", "−")
 
 
 def _required(entries: list[dict[str, Any]], name: str) -> str:
@@ -248,18 +158,13 @@ def _spread(entry: dict[str, Any], name: str, decimals: int) -> str:
     found = entry["measures"].get(name)
     if found is None:
         return ""
-    median, worst, best = (_figure(found[key], found["unit"], decimals) for key in ("median", "worst", "best"))
+    median, worst, best = (shown_figure(found[key], found["unit"], decimals) for key in ("median", "worst", "best"))
     missed = found["reached"] < entry["seeds"]
     return f"{median} [{worst}, {best}]" + (f", {found['reached']} of {entry['seeds']}" if missed else "")
 
 
 def _bound(value: float, unit: str) -> str:
-    return _figure(value, unit, 1).replace(".0", "")
-
-
-def _figure(value: float, unit: str, decimals: int) -> str:
-    shown = f"{value:z.{decimals}%}" if unit == "%" else f"{100.0 * value if unit == 'points' else value:z.{decimals}f}"
-    return shown.replace("-", "−")
+    return shown_figure(value, unit, 1).replace(".0", "")
 
 
 def _reference_table(summary: list[dict[str, Any]], agent: str) -> list[list[str]]:
@@ -348,20 +253,6 @@ def _median(rows: list[dict[str, Any]], name: str) -> float:
 
 def _number(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0").replace("-", "−")
-
-
-def with_table(text: str, table: list[list[str]]) -> str:
-    """Put a table in the place of the one whose head begins alike; raises SystemExit where there is none."""
-    head = f"| {table[0][0].strip()} | {table[0][1].split()[0]}"
-    lines = text.split("\n")
-    first = next((number for number, line in enumerate(lines) if line.startswith(head)), None)
-    if first is None:
-        raise SystemExit(f"no table begins with {head!r}")
-    last = next(number for number in range(first, len(lines) + 1) if not "".join(lines[number : number + 1]))
-    cells = [[cell.strip() for cell in row] for row in table]
-    drawn = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
-    lines[first:last] = [f"| {' | '.join(row)} |" for row in drawn]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

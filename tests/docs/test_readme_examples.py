@@ -13,6 +13,7 @@ PAGES = [
     ROOT / "docs" / "forecasting.md",
     ROOT / "docs" / "portfolio.md",
     ROOT / "docs" / "regimes.md",
+    ROOT / "docs" / "transfer.md",
     *sorted((ROOT / "docs" / "algorithms").glob("*.md")),
 ]
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)

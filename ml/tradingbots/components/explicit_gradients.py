@@ -87,8 +87,13 @@ class ExplicitGradient:
         return [(weight.T, bias) for weight, bias in self._parameters] if self._transposed else list(self._parameters)
 
     @torch.no_grad()
-    def clip(self, max_norm: float | None) -> None:
-        """Scale the gradients so that their norm is at most `max_norm`; None leaves them."""
+    def clip(self, max_norm: float | None, frozen: Iterable[Tensor] = ()) -> None:
+        """Scale the gradients so that their norm is at most `max_norm`; None leaves them.
+
+        Those of `frozen` parameters become 0 first: what does not move must not shorten the step of what does.
+        """
+        for parameter in frozen:
+            self.gradients[parameter].zero_()
         if max_norm is not None:
             scale_down([self._row], torch.linalg.vector_norm(self._row), max_norm)
 

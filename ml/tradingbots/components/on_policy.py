@@ -167,10 +167,10 @@ class OnPolicyAgent(BaseAgent):
         """Write the clipped gradients of the loss to the parameters, the faster way; returns the parts of the loss."""
         if self._explicit is not None and self._explicit.suits(observation):
             parts = self._write_explicitly(self._explicit, *arguments)
-            self._explicit.clip(self.config.max_grad_norm)
+            self._explicit.clip(self.config.max_grad_norm, self.optimizer.frozen)
             return parts
         loss, figures = self._loss_step(*arguments)
-        write_gradients(loss, self._parameters, self.config.max_grad_norm)
+        write_gradients(loss, self.optimizer.moving(self._parameters), self.config.max_grad_norm)
         return tuple(figures)
 
     def _evaluate_explicitly(

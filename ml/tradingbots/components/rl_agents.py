@@ -290,10 +290,10 @@ class DQNAgent(OffPolicyAgent):
         """Take one gradient step on the temporal-difference error."""
         if self._explicit is not None and self._explicit.suits(batch.observation):
             loss, error, value = self._write_explicitly(self._explicit, batch)
-            self._explicit.clip(self.config.max_grad_norm)
+            self._explicit.clip(self.config.max_grad_norm, self.optimizer.frozen)
         else:
             loss, error, value = self._loss_step(batch, self.n_branches)
-            write_gradients(loss, self._parameters, self.config.max_grad_norm)
+            write_gradients(loss, self.optimizer.moving(self._parameters), self.config.max_grad_norm)
         self.optimizer.advance()
         if batch.index is not None and self.replay is not None:
             self.replay.update_priorities(batch.index, error)
