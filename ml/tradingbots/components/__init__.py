@@ -22,6 +22,7 @@ from ml.tradingbots.components.hiddenmarkov import (
 )
 from ml.tradingbots.components.lstm_ensemble import LSTMEnsemble
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
+from ml.tradingbots.components.meta_learning import MultiTaskConfig, MultiTaskRLAgent, TaskPolicy
 from ml.tradingbots.components.naive_predictors import DriftPredictor, LastSignPredictor, RidgePredictor, ZeroPredictor
 from ml.tradingbots.components.portfolio_sources import AgentSource, AllocatorSource, PredictorSource
 from ml.tradingbots.components.portfoliomanager import (
@@ -71,6 +72,8 @@ __all__ = [
     "LSTMEnsemble",
     "LSTMPricePredictor",
     "LastSignPredictor",
+    "MultiTaskConfig",
+    "MultiTaskRLAgent",
     "OnlineHMM",
     "PPOAgent",
     "PPOConfig",
@@ -86,6 +89,7 @@ __all__ = [
     "SkfolioAllocator",
     "TD3Agent",
     "TD3Config",
+    "TaskPolicy",
     "TradingEnvConfig",
     "TradingEnvironment",
     "TradingVectorEnv",
