@@ -220,6 +220,15 @@ class MultiTaskRLAgent:
         self._place(market)
         return self._policy(torch.eye(self.n_tasks)[place], self._scales[market], self._specifications[market])
 
+    def for_all(self, market: str) -> TaskPolicy:
+        """Return what the policies of all tasks make of one task's market: row k of a batch is answered by the k-th's.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        self._place(market)
+        return self._policy(torch.eye(self.n_tasks), self._scales[market], self._specifications[market])
+
     def for_unseen(self, environment: TradingEnvironment) -> TaskPolicy:
         """Return a policy for an asset that the agent was not trained on: the mean embedding and the mean of all heads.
 

@@ -28,7 +28,7 @@ class TaskPolicy:
 
     Args:
         learner: the agent's learner.
-        task: its task vector τ; float32 (n_tasks,).
+        task: its task vector τ; float32 (n_tasks,), or one for each row of the batches it will be shown (batch, n_tasks).
         scale: how the task's market features are seen; None: as they are.
         specification: what the task's environment says about itself.
     """
@@ -66,7 +66,7 @@ class TaskPolicy:
     @property
     def state_dim(self) -> int:
         """Length of the observations of its task."""
-        return self.learner.state_dim - len(self.task)
+        return self.learner.state_dim - self.task.shape[-1]
 
     @property
     def action_dim(self) -> int:
