@@ -20,6 +20,7 @@ VERBS = {
     "fit": "Fit a predictor of returns on the past and judge it on what came after",
     "forecast": "Print what a fitted predictor expects, and how sure it is",
     "walk-forward": "Fit predictors, or agents, again and again on the past, and judge them on what follows",
+    "multitask": "Train one agent on several assets, or for several rewards, and judge it task by task",
     "data": "List the price sources, or check and describe one",
     "demo": "Train SAC on the S&P 500 and judge it on 2013-2018",
 }

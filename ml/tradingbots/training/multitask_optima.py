@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -133,6 +133,8 @@ class TaskShares:
     """Processor time of the training."""
     num_timesteps: int
     """Transitions learned from, all tasks."""
+    swapped: dict[str, float] = field(default_factory=dict)
+    """By task, what the policy of the other one earned there; for two tasks."""
 
     @property
     def worst(self) -> float:
@@ -145,19 +147,16 @@ class TaskShares:
         return sum(self.shares.values()) / len(self.shares)
 
 
-def conflict_shares(
-    *, seed: int, identity: bool = True, permuted: bool = False, recipe: Recipe = CONFLICT
-) -> TaskShares:
+def conflict_shares(*, seed: int, identity: bool = True, recipe: Recipe = CONFLICT) -> TaskShares:
     """Train on two markets that ask for opposite policies, phi ±0.2.
 
     Args:
         seed: of agent, paths and starts.
         identity: whether the networks are told the task; a policy for both earns nothing over both, whatever it is.
-        permuted: whether each task is judged by the policy of the other.
         recipe: what is trained.
     """
     phis = {"repeats": CONFLICT_PHI, "reverses": -CONFLICT_PHI}
-    return _shares(phis, _told(recipe, identity=identity), seed=seed, permuted=permuted)
+    return _shares(phis, _told(recipe, identity=identity), seed=seed)
 
 
 def reward_shares(*, seed: int, pooled: bool = False, recipe: Recipe = REWARDS) -> TaskShares:
@@ -213,16 +212,17 @@ def _shares(
     recipe: Recipe,
     *,
     seed: int,
-    permuted: bool = False,
     reward_scalings: tuple[float, ...] | None = None,
 ) -> TaskShares:
     agent, seconds = _trained(phis, recipe, seed=seed, reward_scalings=reward_scalings)
-    shares = {}
+    shares: dict[str, float] = {}
+    swapped: dict[str, float] = {}
     for number, (name, phi) in enumerate(phis.items()):
-        acting = agent.names[-1 - number] if permuted else name
         market = _test_market(phi, seed, number, recipe)
-        shares[name] = _share(agent.for_task(acting, scaled_as=name), market, phi, recipe)
-    return TaskShares(shares=shares, cpu_seconds=seconds, num_timesteps=agent.learner.num_timesteps)
+        for found, acting in ((shares, name), (swapped, agent.names[1 - number])):
+            found[name] = _share(agent.for_task(acting, scaled_as=name), market, phi, recipe)
+    steps = agent.learner.num_timesteps
+    return TaskShares(shares=shares, cpu_seconds=seconds, num_timesteps=steps, swapped=swapped)
 
 
 def _trained(
