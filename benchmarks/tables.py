@@ -1,6 +1,6 @@
 """Writes what `results/` holds into the tables of `docs/`, so that no number there is copied by hand.
 
-python benchmarks/tables.py            # after reference.py, regret.py and predictors.py
+python benchmarks/tables.py            # after reference.py, regret.py, predictors.py and multitask.py
 python benchmarks/tables.py --check    # says whether the pages are what the results are
 """
 
@@ -21,6 +21,7 @@ RESULTS, PAGES, FORECASTING = (
     ROOT / "docs" / "algorithms",
     ROOT / "docs" / "forecasting.md",
 )
+MULTITASK = ROOT / "docs" / "multitask.md"
 AGENTS = ("ppo", "dqn", "sac", "td3", "ddpg", "a2c")
 BASIS_POINT = 1e-4
 MARKETS = {"ar1": "AR(1), phi 0.3", "ou": "Ornstein–Uhlenbeck, reversion 0.1"}
@@ -86,6 +87,12 @@ FORECAST_NAMES = {
     "gaussian": "Gaussian",
     "student_t": "Student-t",
 }
+# Tables of docs/multitask.md: case, head of the first column, and shares with their heads.
+MULTITASK_TABLES: dict[str, tuple[str, dict[str, str]]] = {
+    "conflict": ("opposite markets", {"repeats": "repeats", "reverses": "reverses"}),
+    "rewards": ("rewards ×1 and ×100", {"rewards ×1": "rewards ×1", "rewards ×100": "rewards ×100"}),
+    "scarce": ("scarce bars", {"assets": "trained assets", "unseen": "unseen asset", "linear": "least squares"}),
+}
 TASK_NAMES = {"MountainCarContinuous-v0": "MountainCarContinuous-v0 (gSDE)"}
 
 
@@ -110,6 +117,7 @@ def pages() -> Iterator[tuple[Path, Callable[[str], str]]]:
     for agent in AGENTS:
         yield PAGES / f"{agent}.md", functools.partial(page, agent=agent)
     yield FORECASTING, forecasting_page
+    yield MULTITASK, multitask_page
 
 
 def page(text: str, agent: str) -> str:
@@ -126,6 +134,35 @@ def forecasting_page(text: str) -> str:
     for case in FORECAST_TABLES:
         text = with_table(text, _forecast_table([entry for entry in summary if entry["case"] == case], case))
     return text
+
+
+def multitask_page(text: str) -> str:
+    """Return the page on agents of several tasks with its tables filled."""
+    summary = json.loads((RESULTS / "multitask.json").read_text())["summary"]
+    for case in MULTITASK_TABLES:
+        text = with_table(text, _multitask_table([entry for entry in summary if entry["case"] == case], case))
+    return text
+
+
+def _multitask_table(entries: list[dict[str, Any]], case: str) -> list[list[str]]:
+    title, columns = MULTITASK_TABLES[case]
+    swapped = ["swapped"] if case == "conflict" else []
+    both = ["both together"] if case == "conflict" else []
+    table = [[title, *columns.values(), *both, *swapped, "seeds", "CPU seconds"]]
+    for entry in entries:
+        spreads = [entry["shares"][name] for name in columns] + [entry["mean"] for _ in both]
+        cells = [_share(spread) for spread in spreads]
+        if swapped:
+            ends = list(entry["swapped"].values())
+            cells.append(f"at most {max(spread['max'] for spread in ends):z.1%}".replace("-", "−"))
+        table.append([entry["what"], *cells, str(entry["seeds"]), f"{entry['cpu_seconds']:.1f}"])
+    return table
+
+
+def _share(spread: dict[str, float]) -> str:
+    """Median, worst and best."""
+    median, worst, best = (f"{spread[name]:z.1%}".replace("-", "−") for name in ("median", "min", "max"))
+    return f"{median} [{worst}, {best}]"
 
 
 def _forecast_table(entries: list[dict[str, Any]], case: str) -> list[list[str]]:

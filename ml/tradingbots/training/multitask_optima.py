@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ml.tradingbots.components.a2c_agent import A2CConfig
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.multitask_agent import MultiTaskConfig, MultiTaskRLAgent
 from ml.tradingbots.components.rl_agents import PPOConfig
@@ -49,7 +50,7 @@ class Recipe:
     """Bars of each path that is judged on."""
 
 
-# Chosen on seed 100; the seeds that are reported had no part in it.
+# Chosen on seeds 100 to 102; the seeds that are reported had no part in it.
 _PPO = PPOConfig(
     hidden_dims=(16,), gamma=0.0, gae_lambda=0.0, n_steps=32, batch_size=1_024, n_epochs=4, learning_rate=3e-3
 )
@@ -75,19 +76,31 @@ REWARDS = dataclasses.replace(
     timesteps_per_task=50_000,
     config=MultiTaskConfig(agent_type="sac", agent_config=_SAC, trunk_dims=(16,), embedding_dim=4),
 )
-# Few units: with 48 inputs and 300 bars of each asset every further one learns noise.
+# With ε = 1 steps are in proportion to gradients: Adam's, all of one size, move an input that is noise as far as the one that
+# is not, and with 32 inputs and 300 bars of each asset that is what is learned then.
 SCARCE = Recipe(
-    window_size=48,
+    window_size=32,
     n_train_bars=300,
     timesteps_per_task=20_000,
     n_envs=16,
     config=MultiTaskConfig(
-        agent_type="ppo",
-        agent_config=dataclasses.replace(_PPO, hidden_dims=(4,)),
-        trunk_dims=(2,),
+        agent_type="a2c",
+        agent_config=A2CConfig(
+            hidden_dims=(16,),
+            gamma=0.0,
+            gae_lambda=0.0,
+            n_steps=8,
+            learning_rate=0.3,
+            epsilon=1.0,
+            normalize_advantages=True,
+            max_grad_norm=None,
+        ),
+        trunk_dims=(16,),
         embedding_dim=1,
         heads="shared",
     ),
+    # Accounts walk about as long as in training: drawdowns of longer walks were never seen there.
+    n_test_bars=32_000,
 )
 
 

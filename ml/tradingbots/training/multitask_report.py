@@ -167,12 +167,12 @@ def learning_figure(histories: Mapping[str, pd.DataFrame]) -> go.Figure | None:
         )
     if len(known) > 1:
         figure.add_scatter(x=[None], y=[None], mode="lines", name="each task alone", line=LINES[SINGLE])
-    figure.update_xaxes(tickformat=".0%", title_text="of its training")
-    return figure.update_yaxes(title_text="reward of an episode")
+    figure.update_xaxes(tickformat=".0%", title_text="of its training", range=[0.0, 1.0], title_standoff=8)
+    return figure.update_yaxes(title_text="reward of an episode").update_layout(margin_b=52, legend_traceorder="normal")
 
 
 def _table(found: TaskEvaluation) -> str:
-    heads = {AGENT: AGENT, SINGLE: "alone", TRANSFER: "transfer", BUY_AND_HOLD: "buy and hold"}
+    heads = {AGENT: AGENT, SINGLE: SINGLE, TRANSFER: "transfer", BUY_AND_HOLD: "buy and hold"}
     shown = as_text(found.comparison, found.score)
     rows = [Row(label=str(name), cells=[str(shown.loc[name, column]) for column in heads]) for name in shown.index]
     return table_html(list(heads.values()), rows)
@@ -202,8 +202,8 @@ def _period(found: TaskEvaluation) -> str:
 
 
 TABLE_NOTE = (
-    "Alone: an agent of the same kind and settings that learned this task only, from as many timesteps of it. Transfer is the "
-    "difference: below 0, learning together did harm (negative transfer)."
+    "Single task: an agent of the same kind and settings that learned this task only, from as many timesteps of it. "
+    "Transfer is the difference: below 0, learning together did harm (negative transfer)."
 )
 EQUITY_NOTE = "What 1 became out of sample, after costs; log scale."
 CURVES_NOTE = (
