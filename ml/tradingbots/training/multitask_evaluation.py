@@ -58,9 +58,11 @@ class TaskEvaluation:
         if known.empty:
             return held
         better = int((known > 0.0).sum())
+        # Objectives have units of their own: a mean of them would be of nothing.
+        average = f", on average by {known.mean():+.3g}".replace("-", "−") if self.score != "reward" else ""
         return (
-            f"{held} Learning together gave a higher {measure} than learning alone in {better} of {len(known)} tasks, on "
-            f"average by {known.mean():+.3g}. One seed and one stretch of market say little: differences of this kind come "
+            f"{held} Learning together gave a higher {measure} than learning alone in {better} of {len(known)} "
+            f"tasks{average}. One seed and one stretch of market say little: differences of this kind come "
             "about by chance, too."
         )
 

@@ -85,15 +85,20 @@ def multitask_report_html(
     ]
     curves = learning_figure(histories or {})
     if curves is not None:
-        body.append(figure_section(curves, CURVES_NOTE))
+        kinds = " Rewards are of several kinds and sizes: look at shapes." if found.score == "reward" else ""
+        body.append(figure_section(curves, CURVES_NOTE + kinds))
     body.append(facts_section(facts or {}))
     return page_html(title=title, period=_period(found), verdict=found.verdict(), body=body)
 
 
 def as_text(scores: pd.DataFrame, score: TaskScore) -> pd.DataFrame:
     """Return scores as people read them; an en dash where there is none."""
-    forms = {"sharpe_ratio": format_number, "total_return": format_change, "reward": "{:.3g}".format}
+    forms = {"sharpe_ratio": format_number, "total_return": format_change, "reward": _short}
     return scores.map(lambda value: "–" if np.isnan(value) else forms[score](value))
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
 
 
 def matrix_figure(found: TaskEvaluation) -> go.Figure:
