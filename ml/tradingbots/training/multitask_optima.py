@@ -50,7 +50,7 @@ class Recipe:
     """Bars of each path that is judged on."""
 
 
-# Chosen on seeds 100 to 102; the seeds that are reported had no part in it.
+# Chosen on seeds 100 to 105; the seeds that are reported had no part in it.
 _PPO = PPOConfig(
     hidden_dims=(16,), gamma=0.0, gae_lambda=0.0, n_steps=32, batch_size=1_024, n_epochs=4, learning_rate=3e-3
 )
@@ -95,7 +95,7 @@ SCARCE = Recipe(
             normalize_advantages=True,
             max_grad_norm=None,
         ),
-        trunk_dims=(16,),
+        trunk_dims=(8,),
         embedding_dim=1,
         heads="shared",
     ),
