@@ -34,6 +34,13 @@ REGIME_CHECKS = {
     ("units", "bull_sideways_bear"): "the same, three regimes",
 }
 
+# Tables of docs/multitask.md: case, head of the first column, and shares with their heads.
+MULTITASK_TABLES: dict[str, tuple[str, dict[str, str]]] = {
+    "conflict": ("opposite markets", {"repeats": "repeats", "reverses": "reverses"}),
+    "rewards": ("rewards ×1 and ×100", {"rewards ×1": "rewards ×1", "rewards ×100": "rewards ×100"}),
+    "scarce": ("scarce bars", {"assets": "trained assets", "unseen": "unseen asset", "linear": "least squares"}),
+}
+
 
 def regimes_page(text: str) -> str:
     """Return the page on regimes with its tables filled."""
@@ -48,6 +55,14 @@ def transfer_page(text: str) -> str:
     summary = json.loads((RESULTS / "transfer.json").read_text())["summary"]
     for source in ("same", "opposite"):
         text = with_table(text, _transfer_table([entry for entry in summary if entry["source"] == source], source))
+    return text
+
+
+def multitask_page(text: str) -> str:
+    """Return the page on agents of several tasks with its tables filled."""
+    summary = json.loads((RESULTS / "multitask.json").read_text())["summary"]
+    for case in MULTITASK_TABLES:
+        text = with_table(text, _multitask_table([entry for entry in summary if entry["case"] == case], case))
     return text
 
 
@@ -108,6 +123,27 @@ def _transfer_table(entries: list[dict[str, Any]], source: str) -> list[list[str
         cells = [*shares, *counts, _range(entry["ratio"], ".2f"), *ends, str(entry["seeds"])]
         table.append([entry["setting"], entry["agent"].upper(), *cells])
     return table
+
+
+def _multitask_table(entries: list[dict[str, Any]], case: str) -> list[list[str]]:
+    title, columns = MULTITASK_TABLES[case]
+    swapped = ["swapped"] if case == "conflict" else []
+    both = ["both together"] if case == "conflict" else []
+    table = [[title, *columns.values(), *both, *swapped, "seeds", "CPU seconds"]]
+    for entry in entries:
+        spreads = [entry["shares"][name] for name in columns] + [entry["mean"] for _ in both]
+        cells = [_spread(spread) for spread in spreads]
+        if swapped:
+            ends = list(entry["swapped"].values())
+            cells.append(f"at most {max(spread['max'] for spread in ends):z.1%}".replace("-", "−"))
+        table.append([entry["what"], *cells, str(entry["seeds"]), f"{entry['cpu_seconds']:.1f}"])
+    return table
+
+
+def _spread(spread: dict[str, float]) -> str:
+    """Median, worst and best."""
+    median, worst, best = (f"{spread[name]:z.1%}".replace("-", "−") for name in ("median", "min", "max"))
+    return f"{median} [{worst}, {best}]"
 
 
 def _gate_cell(entry: dict[str, Any] | None) -> str:

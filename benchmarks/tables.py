@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from learning_tables import regimes_page, transfer_page
+from learning_tables import multitask_page, regimes_page, transfer_page
 from table_text import RESULTS, shown_figure, with_table
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +111,7 @@ def pages() -> Iterator[tuple[Path, Callable[[str], str]]]:
     yield DOCS / "forecasting.md", forecasting_page
     yield DOCS / "regimes.md", regimes_page
     yield DOCS / "transfer.md", transfer_page
+    yield DOCS / "multitask.md", multitask_page
 
 
 def page(text: str, agent: str) -> str:

@@ -23,6 +23,7 @@ VERBS = {
     "walk-forward": "Fit predictors, or agents, again and again on the past, and judge them on what follows",
     "regimes": "Tell bull from bear and calm from wild markets, bar by bar, without looking ahead",
     "transfer": "Carry what an agent learned in some markets to another one, beside learning there from scratch",
+    "multitask": "Train one agent on several assets, or for several rewards, and judge it task by task",
     "data": "List the price sources, or check and describe one",
     "demo": "Train SAC on the S&P 500 and judge it on 2013-2018",
 }

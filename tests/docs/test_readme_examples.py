@@ -11,6 +11,7 @@ PAGES = [
     ROOT / "ml" / "README.md",
     ROOT / "docs" / "data.md",
     ROOT / "docs" / "forecasting.md",
+    ROOT / "docs" / "multitask.md",
     ROOT / "docs" / "portfolio.md",
     ROOT / "docs" / "regimes.md",
     ROOT / "docs" / "transfer.md",

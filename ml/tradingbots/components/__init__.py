@@ -23,9 +23,14 @@ from ml.tradingbots.components.hiddenmarkov import (
 from ml.tradingbots.components.lstm_ensemble import LSTMEnsemble
 from ml.tradingbots.components.lstm_predictor import LSTMConfig, LSTMPricePredictor
 from ml.tradingbots.components.meta_learning import (
+    MultiTaskConfig,
+    MultiTaskRLAgent,
     RegimeAwareAgent,
     RegimeAwareConfig,
     RegimeColumns,
+    TaskPolicy,
+    TransferLearningTrainer,
+    TransferReport,
     with_regime_probabilities,
 )
 from ml.tradingbots.components.naive_predictors import DriftPredictor, LastSignPredictor, RidgePredictor, ZeroPredictor
@@ -77,6 +82,8 @@ __all__ = [
     "LSTMEnsemble",
     "LSTMPricePredictor",
     "LastSignPredictor",
+    "MultiTaskConfig",
+    "MultiTaskRLAgent",
     "OnlineHMM",
     "PPOAgent",
     "PPOConfig",
@@ -95,9 +102,12 @@ __all__ = [
     "SkfolioAllocator",
     "TD3Agent",
     "TD3Config",
+    "TaskPolicy",
     "TradingEnvConfig",
     "TradingEnvironment",
     "TradingVectorEnv",
+    "TransferLearningTrainer",
+    "TransferReport",
     "TransformerConfig",
     "TransformerPricePredictor",
     "VolatilityThreshold",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from ml.tradingbots.components.agent_config import AgentConfig
 from ml.tradingbots.components.encoders import least_parameters, window_shape
 from ml.tradingbots.components.serialization import CheckpointError, require_keys, shown
+
+if TYPE_CHECKING:
+    from ml.tradingbots.components.task_networks import TaskLayout
 
 
 def check_agent_state(state: dict[str, Any], path: str | Path) -> None:
@@ -38,8 +41,12 @@ def check_agent_state(state: dict[str, Any], path: str | Path) -> None:
     )
 
 
-def check_dimensions(state: dict[str, Any], config: AgentConfig, path: str | Path) -> None:
+def check_dimensions(
+    state: dict[str, Any], config: AgentConfig, path: str | Path, layout: TaskLayout | None = None
+) -> None:
     """Check the dimensions in a file against the networks in it, before networks of that size are made.
+
+    `layout` is that of an agent of several tasks.
 
     Raises:
         CheckpointError: they are no positive integers, or need more parameters than the file holds.
@@ -54,7 +61,7 @@ def check_dimensions(state: dict[str, Any], config: AgentConfig, path: str | Pat
             waiting += value.values()
         elif type(value) is Tensor and value.device.type == "cpu" and value.layout is torch.strided:
             stored[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-    needed = _least_parameters(state, config, path)
+    needed = _least_parameters(state, config, path, layout)
     if 4 * needed > sum(stored.values()):
         raise CheckpointError(
             f"{path}: networks for {shown(dimensions)} with network={config.network!r} and hidden layers "
@@ -89,9 +96,9 @@ def _is_stored(tensor: Tensor) -> bool:
     return is_plain and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
-def _least_parameters(state: dict[str, Any], config: AgentConfig, path: str | Path) -> int:
+def _least_parameters(state: dict[str, Any], config: AgentConfig, path: str | Path, layout: TaskLayout | None) -> int:
     """Count the weights that one network has at least, without making it."""
-    width = state["dimensions"]["state_dim"]
+    width = state["dimensions"]["state_dim"] - (layout.n_tasks if layout is not None else 0)
     encoder = 0
     if config.network != "mlp":
         try:
@@ -100,5 +107,8 @@ def _least_parameters(state: dict[str, Any], config: AgentConfig, path: str | Pa
             raise CheckpointError(f"{path}: {error}") from error
         encoder = least_parameters(config.network, window, config.hidden_dim)
         width = config.hidden_dim
+    if layout is not None:
+        encoder += layout.n_weights(width)
+        width = layout.output_dim
     sizes = [width, *config.widths, state["dimensions"]["action_dim"]]
     return int(encoder + sum(before * after for before, after in pairwise(sizes)))

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,9 @@ from ml.tradingbots.components.serialization import (
 )
 from ml.tradingbots.components.single_action import Perceptron, SingleAction
 from ml.tradingbots.components.vector_adapter import as_vector_env
+
+if TYPE_CHECKING:
+    from ml.tradingbots.components.task_networks import TaskLayout
 
 FloatArray32 = npt.NDArray[np.float32]
 
@@ -91,6 +94,8 @@ class BaseAgent(ABC):
     """Attributes that follow from the others: made by `_prepare`, left out of copies and made anew there."""
     kept_on_load: ClassVar[tuple[str, ...]] = ("scale_rewards",)
     """Attributes of a run in progress, which loading an agent does not touch."""
+    task_layout: ClassVar[TaskLayout | None] = None
+    """How an agent of several tasks is made: the last entries of its observations say which task they are of."""
     config: Any
 
     def __init__(self, state_dim: int, action_dim: int, config: Any, *, device: str = "cpu", seed: int = 0) -> None:
@@ -231,6 +236,11 @@ class BaseAgent(ABC):
                 "agent.bind(env), train it, or load a trained one first"
             )
 
+    @property
+    def _shown_dim(self) -> int:
+        """Length of what an environment shows, without the entries that say which task it is of."""
+        return self.state_dim - (self.task_layout.n_tasks if self.task_layout is not None else 0)
+
     def _encoder(self) -> nn.Module:
         """Return a new encoder of observations as the config asks for it."""
         return make_encoder(self.config.network, self.state_dim, self.window, self.config.hidden_dim)
@@ -290,7 +300,7 @@ class BaseAgent(ABC):
             self.set_action_bounds(space.low, space.high)
         specification = env.specification() if hasattr(env, "specification") else {}
         if self.config.network != "mlp":
-            window = window_shape(specification, self.state_dim)
+            window = window_shape(specification, self._shown_dim)
             if not self.is_built:
                 self._make_networks(window)
             elif window != self.window:
@@ -422,7 +432,7 @@ class BaseAgent(ABC):
         if state["agent_type"] != self.agent_type:
             raise CheckpointError(f"{path} holds a {shown(state['agent_type'])} agent, this one is {self.agent_type!r}")
         config = checked_config(state["config"], self.config_class, path)
-        check_dimensions(state, config, path)
+        check_dimensions(state, config, path, self.task_layout)
         dimensions = {"state_dim": self.state_dim, "action_dim": self.action_dim}
         if state["dimensions"] != dimensions:
             raise CheckpointError(f"{path} was saved with {state['dimensions']}, this agent has {dimensions}")
@@ -471,7 +481,7 @@ class BaseAgent(ABC):
             raise ValueError("counters must be integers in [0, 2**63)")
         fresh = type(self)(self.state_dim, self.action_dim, config, device=str(self.device), seed=counters["seed"])
         if not fresh.is_built:
-            fresh._make_networks(window_shape(state["environment"], self.state_dim))
+            fresh._make_networks(window_shape(state["environment"], self._shown_dim))
         if not 1 <= state["n_branches"] <= self.action_dim or self.action_dim % state["n_branches"]:
             raise ValueError(f"n_branches must divide {self.action_dim}, got {state['n_branches']}")
         fresh.n_branches = state["n_branches"]

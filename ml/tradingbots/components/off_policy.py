@@ -88,13 +88,17 @@ class OffPolicyAgent(BaseAgent):
         assert self.replay is not None
         config = self.config
         if self.scale_rewards and self.num_updates == 0:
-            self.reward_scale = _inverse_deviation(self.replay.rewards())
+            self._find_reward_scale(self.replay)
         self._follow_schedule()
         n_steps = config.gradient_steps if config.gradient_steps > 0 else config.train_freq * self.replay.n_envs
         for _ in range(n_steps):
             losses = self.update(self._sample(batch_size))
             self.num_updates += 1
         return losses
+
+    def _find_reward_scale(self, replay: ReplayBuffer) -> None:
+        """Choose what rewards are multiplied by, from those of the first actions."""
+        self.reward_scale = inverse_deviation(replay.rewards())
 
     def memory_state(self) -> dict[str, Any] | None:
         """Return replay memory and exploration; None before training."""
@@ -175,6 +179,7 @@ class OffPolicyAgent(BaseAgent):
         )
 
 
-def _inverse_deviation(rewards: Tensor) -> float:
+def inverse_deviation(rewards: Tensor) -> float:
+    """Return one over the standard deviation of rewards; 1 where they do not differ."""
     deviation = float(rewards.double().std()) if len(rewards) > 1 else 0.0
     return 1.0 / deviation if deviation > 1e-12 else 1.0

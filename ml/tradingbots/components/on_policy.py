@@ -239,12 +239,7 @@ class OnPolicyAgent(BaseAgent):
     def _experience(self, rollout: Rollout) -> Experience:
         """Evaluate a whole rollout at once: log-probabilities, values, advantages."""
         shape = rollout.reward.shape
-        reward = rollout.reward
-        if self.scale_rewards and self.scaler is not None:
-            self.reward_scale = self.scaler.update(reward, rollout.terminated | rollout.truncated)
-        # Without `scale_rewards` the scale stands still: 1, or what an earlier run left the values in.
-        if self.scale_rewards or self.reward_scale != 1.0:
-            reward = (reward * self.reward_scale).clamp(-CLIP, CLIP)
+        reward = self._scaled_rewards(rollout)
         observation = self.normalizer(rollout.observation.flatten(0, 1))
         action = rollout.action.flatten(0, 1)
         mask = rollout.mask.flatten(0, 1) if rollout.mask is not None else None
@@ -266,6 +261,16 @@ class OnPolicyAgent(BaseAgent):
             gae_lambda=self.config.gae_lambda,
         )
         return Experience(observation, action, log_prob, value, advantage.flatten(), value_target.flatten(), mask)
+
+    def _scaled_rewards(self, rollout: Rollout) -> Tensor:
+        """Rewards as the losses see them; (n_steps, n_envs)."""
+        reward = rollout.reward
+        if self.scale_rewards and self.scaler is not None:
+            self.reward_scale = self.scaler.update(reward, rollout.terminated | rollout.truncated)
+        # Without `scale_rewards` the scale stands still: 1, or what an earlier run left the values in.
+        if self.scale_rewards or self.reward_scale != 1.0:
+            reward = (reward * self.reward_scale).clamp(-CLIP, CLIP)
+        return reward
 
     def _next_values(self, rollout: Rollout, values: Tensor, last: Tensor) -> Tensor:
         """Value of what each step led to, before any reset; (n_steps, n_envs). `last` is that of what the rollout led to."""

@@ -148,6 +148,11 @@ class ReturnScaler:
 
     def update(self, reward: Tensor, ended: Tensor) -> float:
         """Take in the rewards of a rollout; (n_steps, n_envs) each. Returns what to multiply rewards by."""
+        self.statistics.update(self.totals(reward, ended).flatten())
+        return inverse_of(self.statistics)
+
+    def totals(self, reward: Tensor, ended: Tensor) -> Tensor:
+        """Return G after every step of a rollout, and remember where it stands; (n_steps, n_envs) each."""
         totals = torch.empty_like(reward)
         total = self.total
         for step, (now, over) in enumerate(zip(reward, ended, strict=True)):
@@ -155,6 +160,10 @@ class ReturnScaler:
             totals[step] = total
             total = total.masked_fill(over, 0.0)
         self.total = total
-        self.statistics.update(totals.flatten())
-        deviation = float(self.statistics.std)
-        return 1.0 / deviation if deviation > 1e-8 else 1.0
+        return totals
+
+
+def inverse_of(statistics: RunningMeanStd) -> float:
+    """Return one over a standard deviation; 1 where there is none to speak of."""
+    deviation = float(statistics.std)
+    return 1.0 / deviation if deviation > 1e-8 else 1.0

@@ -53,6 +53,7 @@ _ALLOW_LIST = threading.Lock()
 _HOW_TO_LOAD = {
     "agent": "load it with load_rl_agent(path)",
     "predictor": "load it with load_predictor(path)",
+    "multitask agent": "load it with MultiTaskRLAgent.load(path)",
     "predictor fit": "give it to fit(..., checkpoint=path), which goes on from it",
 }
 

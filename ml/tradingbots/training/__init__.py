@@ -18,6 +18,8 @@ from ml.tradingbots.training.forecast_validation import validate
 from ml.tradingbots.training.forecast_verdict import forecast_verdict
 from ml.tradingbots.training.loggers import CSVLogger, Logger, MemoryLogger, TensorBoardLogger
 from ml.tradingbots.training.look_ahead import LookAheadError, LookAheadReport, audit_look_ahead
+from ml.tradingbots.training.multitask_evaluation import TaskEvaluation, evaluate_tasks, train_single_tasks
+from ml.tradingbots.training.multitask_report import write_multitask_report
 from ml.tradingbots.training.portfolio_backtest import PortfolioBacktest, backtest_portfolio
 from ml.tradingbots.training.portfolio_comparison import PortfolioComparison, compare_portfolios
 from ml.tradingbots.training.portfolio_report import write_portfolio_report
@@ -65,6 +67,7 @@ __all__ = [
     "RLTrainingConfig",
     "RLTrainingMetrics",
     "RunningMeanStd",
+    "TaskEvaluation",
     "TensorBoardLogger",
     "TradingMetricsCallback",
     "TrainingState",
@@ -75,12 +78,15 @@ __all__ = [
     "compare_portfolios",
     "evaluate_agent",
     "evaluate_episodes",
+    "evaluate_tasks",
     "forecast_verdict",
     "leaking_features",
     "train_rl_agent",
+    "train_single_tasks",
     "validate",
     "walk_forward_agents",
     "write_forecast_report",
+    "write_multitask_report",
     "write_portfolio_report",
     "write_report",
     "write_walk_forward_report",

@@ -1,0 +1,149 @@
+"""The agent of several tasks on markets whose optimum is known, and the matrix that judges it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ml.tradingbots.components import TradingEnvConfig, TradingEnvironment
+from ml.tradingbots.components.a2c_agent import A2CConfig
+from ml.tradingbots.components.meta_learning import MultiTaskConfig, MultiTaskRLAgent
+from ml.tradingbots.data.synthetic import autoregressive
+from ml.tradingbots.training.evaluation import evaluate_agent
+from ml.tradingbots.training.multitask_evaluation import AGENT, SINGLE, TRANSFER, evaluate_tasks, train_single_tasks
+from ml.tradingbots.training.multitask_optima import (
+    CONFLICT,
+    conflict_shares,
+    reward_shares,
+    scarce_shares,
+)
+
+torch.set_num_threads(1)
+SEEDS = range(5)
+
+
+# Known optima, in short.
+
+
+def test_opposite_markets_are_both_learned_where_the_agent_is_told_which_is_which() -> None:
+    recipe = dataclasses.replace(CONFLICT, timesteps_per_task=30_000, n_train_bars=20_000, n_test_bars=32_000)
+    told = conflict_shares(seed=100, recipe=recipe)
+    assert told.worst >= 0.85
+    assert max(told.swapped.values()) < 0.0
+    # Whoever is not told earns in one what it loses in the other.
+    assert abs(conflict_shares(seed=100, recipe=recipe, identity=False).mean) <= 0.15
+
+
+# In full: five seeds.
+
+
+@pytest.mark.learning
+def test_opposite_markets_are_both_learned_by_all_seeds() -> None:
+    told = [conflict_shares(seed=seed) for seed in SEEDS]
+    assert min(found.worst for found in told) >= 0.85
+    assert max(max(found.swapped.values()) for found in told) < 0.0
+    control = [conflict_shares(seed=seed, identity=False) for seed in SEEDS]
+    assert max(abs(found.mean) for found in control) <= 0.15
+    assert max(found.worst for found in control) <= 0.15
+
+
+@pytest.mark.learning
+def test_rewards_a_hundred_times_larger_drown_no_other_task() -> None:
+    assert min(reward_shares(seed=seed).worst for seed in SEEDS) >= 0.8
+
+
+@pytest.mark.learning
+def test_what_twenty_assets_have_in_common_is_learned_from_all_of_them() -> None:
+    together = [scarce_shares(seed=seed) for seed in SEEDS]
+    alone = [scarce_shares(seed=seed, n_assets=1, n_judged=1) for seed in SEEDS]
+    assert np.median([found.shares["assets"] for found in together]) >= 0.85
+    assert np.median([found.shares["unseen"] for found in together]) >= 0.75
+    assert np.median([found.shares["assets"] for found in alone]) <= 0.60
+
+
+# The matrix.
+
+
+def trained() -> tuple[MultiTaskRLAgent, dict[str, TradingEnvironment]]:
+    config = TradingEnvConfig(window_size=2, commission=0.001)
+    phis = {"repeats": 0.4, "reverses": -0.4}
+    environments = {
+        split: {
+            name: TradingEnvironment(autoregressive(n_bars, phi=phi, seed=seed + place).prices, config)
+            for place, (name, phi) in enumerate(phis.items())
+        }
+        for split, n_bars, seed in (("train", 3_000, 1), ("test", 400, 11))
+    }
+    fast = A2CConfig(hidden_dims=(16,), gamma=0.0, n_steps=16, learning_rate=3e-3, optimizer="adam")
+    settings = MultiTaskConfig(agent_type="a2c", agent_config=fast, trunk_dims=(16,))
+    return MultiTaskRLAgent(environments["train"], settings, seed=100).train(40_000), environments["test"]
+
+
+@pytest.fixture(scope="module")
+def agent_and_test() -> tuple[MultiTaskRLAgent, dict[str, TradingEnvironment]]:
+    return trained()
+
+
+def test_the_matrix_is_what_evaluating_each_policy_gives(
+    agent_and_test: tuple[MultiTaskRLAgent, dict[str, TradingEnvironment]],
+) -> None:
+    agent, unseen = agent_and_test
+    found = evaluate_tasks(agent, unseen)
+    assert found.matrix.loc["repeats", "repeats"] > 0.0 > found.matrix.loc["reverses", "repeats"]
+    for policy in agent.names:
+        for task in agent.names:
+            alone = evaluate_agent(agent.for_task(policy, scaled_as=task), unseen[task], n_bootstrap=0)
+            # Batched networks round differently in the last bit of float32.
+            assert found.matrix.loc[policy, task] == pytest.approx(alone.metrics["sharpe_ratio"], rel=1e-4)
+            if policy == task:
+                curve = alone.agent.equity_curve / alone.agent.equity_curve[0]
+                assert found.equity[task][AGENT].to_numpy() == pytest.approx(curve, rel=1e-5)
+                assert found.equity[task].index.equals(alone.agent.timestamps)
+    hold = evaluate_agent(agent.for_task("repeats"), unseen["repeats"], n_bootstrap=0).baselines["buy_and_hold"].metrics
+    assert found.comparison.loc["repeats", "buy_and_hold"] == pytest.approx(hold["sharpe_ratio"])
+    assert found.comparison[[SINGLE, TRANSFER]].isna().all(axis=None)
+    assert "in 2 of 2" in found.verdict()
+
+
+def test_negative_transfer_is_what_learning_together_cost(
+    agent_and_test: tuple[MultiTaskRLAgent, dict[str, TradingEnvironment]],
+) -> None:
+    agent, unseen = agent_and_test
+    controls = train_single_tasks(agent, timesteps_per_task=4_000)
+    found = evaluate_tasks(agent, unseen, single_task=controls, score="reward")
+    rows = found.comparison
+    assert (rows[AGENT] - rows[SINGLE]).to_numpy() == pytest.approx(rows[TRANSFER].to_numpy())
+    # Log rewards sum to the growth of the account.
+    growth = np.log(found.equity["repeats"].iloc[-1])
+    assert rows.loc["repeats", [AGENT, SINGLE, "buy_and_hold"]].to_numpy(float) * 397 == pytest.approx(
+        growth[[AGENT, SINGLE, "buy_and_hold"]].to_numpy(), abs=1e-4
+    )
+    assert isinstance(found.table(), pd.DataFrame)
+    assert "learning alone" in found.verdict()
+
+
+def test_a_policy_that_is_stopped_out_holds_cash_from_then_on() -> None:
+    agent, unseen = trained()
+    strict = {
+        name: TradingEnvironment(env.market, dataclasses.replace(env.config, max_drawdown=0.02))
+        for name, env in unseen.items()
+    }
+    found = evaluate_tasks(agent, strict)
+    alone = evaluate_agent(agent.for_task("repeats", scaled_as="repeats"), strict["repeats"], n_bootstrap=0)
+    assert alone.agent.stopped_at is not None
+    curve = alone.agent.equity_curve / alone.agent.equity_curve[0]
+    assert found.equity["repeats"][AGENT].to_numpy() == pytest.approx(curve, rel=1e-5)
+
+
+def test_what_cannot_be_evaluated_is_refused(
+    agent_and_test: tuple[MultiTaskRLAgent, dict[str, TradingEnvironment]],
+) -> None:
+    agent, unseen = agent_and_test
+    with pytest.raises(ValueError, match="environments must be those of the tasks"):
+        evaluate_tasks(agent, {"repeats": unseen["repeats"]})
+    with pytest.raises(ValueError, match="score must be one of"):
+        evaluate_tasks(agent, unseen, score="luck")  # type: ignore[arg-type]
