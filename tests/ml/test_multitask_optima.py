@@ -17,6 +17,8 @@ from ml.tradingbots.training.evaluation import evaluate_agent
 from ml.tradingbots.training.multitask_evaluation import AGENT, SINGLE, TRANSFER, evaluate_tasks, train_single_tasks
 from ml.tradingbots.training.multitask_optima import (
     CONFLICT,
+    REWARDS,
+    SCARCE,
     conflict_shares,
     reward_shares,
     scarce_shares,
@@ -36,6 +38,19 @@ def test_opposite_markets_are_both_learned_where_the_agent_is_told_which_is_whic
     assert max(told.swapped.values()) < 0.0
     # Whoever is not told earns in one what it loses in the other.
     assert abs(conflict_shares(seed=100, recipe=recipe, identity=False).mean) <= 0.15
+
+
+def test_rewards_of_a_hundredfold_size_in_one_market_do_not_drown_the_other() -> None:
+    recipe = dataclasses.replace(REWARDS, timesteps_per_task=20_000, n_train_bars=20_000, n_test_bars=32_000)
+    assert reward_shares(seed=100, recipe=recipe).worst >= 0.7
+
+
+def test_assets_with_few_bars_learn_from_each_other_soon() -> None:
+    recipe = dataclasses.replace(SCARCE, timesteps_per_task=20_000, n_test_bars=16_000)
+    together = scarce_shares(seed=100, n_judged=3, recipe=recipe).shares
+    alone = [scarce_shares(seed=seed, n_assets=1, n_judged=1, recipe=recipe).shares["assets"] for seed in (100, 101)]
+    assert min(together["assets"], together["unseen"]) >= 0.75
+    assert np.mean(alone) <= 0.6
 
 
 # In full: five seeds.
