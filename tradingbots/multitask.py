@@ -64,7 +64,7 @@ class MultiTask(Generic[ConfigT]):
     goes on.
     """
 
-    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE [SOURCE ...]")]
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SOURCE [SOURCE ...]", aliases=("--prices",))]
     """Sources of `tradingbots data`, .csv, .csv.gz or .parquet files, or yfinance:AAPL,MSFT."""
     rewards: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None
     """Rewards as tasks, e.g. log_return,sortino; None makes each asset a task."""

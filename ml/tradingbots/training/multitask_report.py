@@ -129,9 +129,12 @@ def matrix_figure(found: TaskEvaluation) -> go.Figure:
         # The diagonal: a task's own policy.
         box = {"x0": place - 0.5, "x1": place + 0.5, "y0": place - 0.5, "y1": place + 0.5}
         figure.add_shape(type="rect", **box, line={"color": INK, "width": 1.4})
-    figure.update_xaxes(side="top", showline=False, ticks="", tickangle=0 if n_tasks <= 8 else -45)
-    figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, nticks=n_tasks, title_text="policy of")
-    return figure.update_layout(hovermode="closest", showlegend=True, margin_l=140, margin_b=16)
+    slanted = n_tasks > 8
+    figure.update_xaxes(side="top", showline=False, ticks="", tickangle=-45 if slanted else 0, dtick=1)
+    figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, dtick=1, title_text="policy of")
+    return figure.update_layout(
+        hovermode="closest", showlegend=True, margin_l=140, margin_b=16, margin_t=90 if slanted else 56
+    )
 
 
 def task_equity_figure(curves: pd.DataFrame) -> go.Figure:
