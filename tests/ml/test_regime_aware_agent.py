@@ -369,6 +369,8 @@ def test_rewards_count_by_the_probability_of_the_bar_they_were_decided_at():
     column = env.market.feature_names.index("regime_p1")
     weights = torch.from_numpy(env.market.features[:, column].copy())
     weighted = WeightedVectorEnv(env, weights, seed=5)
+    legal = weights[env.market.first_bar :].double()
+    unit = (legal**2).sum() / legal.sum()
     weighted.reset()
     env.reset(options={"start_bar": weighted.bar})
     for step in range(25):
@@ -378,8 +380,20 @@ def test_rewards_count_by_the_probability_of_the_bar_they_were_decided_at():
             break
         _, plain, *_ = env.step(action)
         _, reward, *_ = weighted.step(action)
-        torch.testing.assert_close(reward, plain * weights[bar], rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(reward, plain * (weights[bar] / unit).float(), rtol=1e-6, atol=0.0)
     assert step >= 9
+
+
+@pytest.mark.parametrize("probability", [0.2, 0.8, 1.0])
+def test_a_specialist_of_a_regime_that_is_always_as_likely_gets_the_rewards_of_the_market(probability):
+    # Its values are weighed by the probability when they are mixed: rewards that were, too, would count it twice.
+    env = market(n_regimes=2, commission=0.001).vectorize(4, seed=1, random_start=True)
+    weighted = WeightedVectorEnv(env, torch.full((env.market.n_bars,), probability), seed=5)
+    weighted.reset()
+    env.reset(options={"start_bar": weighted.bar})
+    for step in range(9):
+        action = torch.full((4, 1), (-1.0) ** step)
+        assert torch.equal(env.step(action)[1], weighted.step(action)[1])
 
 
 def test_episodes_begin_in_proportion_to_the_probability():

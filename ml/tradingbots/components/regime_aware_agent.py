@@ -45,8 +45,8 @@ class RegimeAwareAgent(BaseAgent):
 
     It trains and acts like any agent, in markets whose price table has the columns of `RegimeColumns` or of
     `with_regime_probabilities`. Specialists train on the bars of their regime: their rewards are multiplied by its
-    probability, and their episodes begin in proportion to it. All timesteps of a run are shared out evenly among members, one
-    vector step each in turn; figures of a step are those of the generalist.
+    probability over the mean of that where they train, and their episodes begin in proportion to it. All timesteps of a run
+    are shared out evenly among members, one vector step each in turn; figures of a step are those of the generalist.
 
     Args:
         state_dim: length of the flattened observation, columns of regimes included.
