@@ -459,6 +459,11 @@ def test_the_filter_of_all_bars_is_the_one_of_fitting():
         (lambda: KNOWN.smooth_for_analysis(np.zeros((5, 3))), "fitted on 2 features, and is given 3"),
         (lambda: KNOWN.sample(0, seed=1), "n_bars must be at least 1"),
         (lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0, -1.0], np.eye(2)), "positive definite"),
+        (lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0, 0.0], np.eye(2)), "a variance is not above 0"),
+        (
+            lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0, 1.0], np.eye(2), return_feature=5),
+            "return_feature must be one of the features, 0 to 0, got 5",
+        ),
         (lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0, 1.0], np.ones((2, 2))), "each row must sum to 1"),
         (
             lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0], np.eye(2)),

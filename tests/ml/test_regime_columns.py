@@ -167,11 +167,13 @@ def test_impossible_settings_are_refused():
     for novelty_bars in (0, 1.5, True):
         with pytest.raises(ValueError, match="novelty_bars"):
             RegimeColumns(GaussianHMM(n_regimes=2), novelty_bars=novelty_bars)
-    for inputs in ("log_return", ()):
+    for inputs in ("log_return", (), (1,), 5):
         with pytest.raises(ValueError, match="inputs"):
             RegimeColumns(GaussianHMM(n_regimes=2), inputs=inputs)
     with pytest.raises(RuntimeError, match="learned nothing"):
         RegimeColumns(GaussianHMM(n_regimes=2)).add_to(PRICES)
+    with pytest.raises(ValueError, match="returned None"):
+        RegimeColumns(GaussianHMM(n_regimes=2), inputs=lambda table: None).fit(TRAIN)
     with pytest.raises(ValueError, match="last bar"):
         RegimeColumns(GaussianHMM(n_regimes=2), inputs=lambda table: regime_features(table).iloc[:-1]).fit(TRAIN)
 

@@ -149,6 +149,12 @@ class GaussianHMM(BaseDetector):
                 f"(n_regimes, n_regimes), got shapes {means.shape}, {covariances.shape} and {transition.shape}; means and "
                 "variances of one feature may be (n_regimes,) both"
             )
+        if not 0 <= return_feature < n_features:
+            raise ValueError(f"return_feature must be one of the features, 0 to {n_features - 1}, got {return_feature}")
+        if not (np.diagonal(covariances, axis1=1, axis2=2) > 0.0).all():
+            raise ValueError(
+                "covariances must be positive definite, and a variance is not above 0: give a tiny one instead"
+            )
         student = degrees_of_freedom is not None
         degrees = np.broadcast_to(np.asarray(degrees_of_freedom if student else math.inf, np.float64), (n_regimes,))
         if not (degrees > 2.0).all():

@@ -74,7 +74,7 @@ class RegimeColumns:
             raise TypeError(f"detector must be a regime detector such as GaussianHMM(n_regimes=2), got {detector!r}")
         if type(novelty_bars) is not int or novelty_bars < 1:
             raise ValueError(f"novelty_bars must be a number of bars, at least 1, got {novelty_bars!r}")
-        if isinstance(inputs, str) or (inputs is not None and not callable(inputs) and len(inputs) == 0):
+        if inputs is not None and not callable(inputs) and not _are_names(inputs):
             raise ValueError(f"inputs must be names of features such as ('log_return',), or a function, got {inputs!r}")
         self.detector = detector
         self.inputs: Inputs = inputs if inputs is None or callable(inputs) else tuple(inputs)
@@ -196,6 +196,10 @@ class RegimeColumns:
             found: Any = regime_features(bars, asset=self.asset)
         elif callable(self.inputs):
             found = self.inputs(bars.to_frame())
+            if found is None:
+                raise ValueError(
+                    f"inputs, the function {_name_of(self.inputs)!r}, returned None: let it return the features"
+                )
         else:
             found = self._named(bars, tuple(self.inputs))
         refuse_smoothed(found, to="a detector")
@@ -453,6 +457,11 @@ def _from_first_defined(features: Any, bars: Bars) -> tuple[int, Any]:
     if isinstance(features, pd.DataFrame):
         return n_missing + first, features.iloc[first:]
     return n_missing + first, features[first:]
+
+
+def _are_names(inputs: Any) -> bool:
+    is_list = isinstance(inputs, Sequence) and not isinstance(inputs, str)
+    return is_list and len(inputs) > 0 and all(isinstance(name, str) for name in inputs)
 
 
 def _name_of(function: Any) -> str:

@@ -90,7 +90,8 @@ def as_start(occupancy: FloatArray) -> FloatArray:
     [0.999001, 0.000999]
     """
     start: FloatArray = np.maximum(occupancy, LEAST_START)
-    return start / start.sum()
+    start /= start.sum()
+    return start
 
 
 @dataclass(frozen=True)
