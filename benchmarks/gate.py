@@ -10,17 +10,22 @@ filters them exactly, on the same bars.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from records import Records, conditions
+from records import Records, conditions, digest
 
+from ml.tradingbots.training import gate_optima
 from ml.tradingbots.training.gate_optima import (
+    MARKER_DISTANCE,
+    N_BARS,
     ONE_REGIME,
     SWITCHES,
     TOTAL_TIMESTEPS,
@@ -108,7 +113,8 @@ def jobs(options: Options) -> Iterator[Job]:
                 yield Job(agent, variant, seed, phis=ONE_REGIME)
         for agent in options.agents:
             if agent in ABLATED:
-                yield Job(agent, "generalist", seed, volatility=SEEN_ACCOUNT)
+                for variant in ("both", "generalist"):
+                    yield Job(agent, variant, seed, volatility=SEEN_ACCOUNT)
 
 
 def run(job: Job, total_timesteps: int) -> dict[str, Any]:
@@ -125,7 +131,11 @@ def run(job: Job, total_timesteps: int) -> dict[str, Any]:
 
 
 def _settings(job: Job, total_timesteps: int) -> dict[str, Any]:
+    source = Path(gate_optima.__file__).read_text(encoding="utf-8")
     return {
+        "cases": digest(ast.dump(ast.parse(source))),
+        "bars": N_BARS,
+        "marker_distance": MARKER_DISTANCE,
         "agent": market_recipe(job.agent, discount=0.0),
         "switches": SWITCHES[job.variant],
         "phis": job.phis,
@@ -159,7 +169,7 @@ def summarise(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if row["variant"] == "both":
                 note(row, "shuffled", row["shuffled_sharpe_ratio"] / row["gate_sharpe_ratio"])
         elif row["case"] == "two regimes, account seen":
-            note(row, "generalist, account seen", row["share"])
+            note(row, f"{row['variant']}, account seen", row["share"])
         elif row["variant"] == "both" and (row["agent"], row["seed"]) in alone:
             note(row, "one regime", row["sharpe_ratio"] / alone[row["agent"], row["seed"]])
     return [

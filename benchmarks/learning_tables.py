@@ -13,11 +13,23 @@ GATE_COLUMNS = {
     "features only": "features only",
     "mixing only": "mixing only",
     "generalist": "no regimes (≤ 25%)",
+    "marker seen": "no regimes, marker seen",
     "shuffled": "shuffled in time",
     "trained on shuffled": "trained on shuffled",
     "one regime": "one regime, over the generalist (≥ 95%)",
     "generalist, account seen": "no regimes, account seen",
+    "both, account seen": "features and mixing, account seen",
 }
+
+# Variants in results/bull_bear.json, and the heads in docs/regimes.md.
+BULL_BEAR_COLUMNS = {
+    "both": "features and mixing",
+    "features only": "features only",
+    "mixing only": "mixing only",
+    "generalist": "no regimes",
+}
+
+RATIOS = ("sharpe_ratio", "best_sharpe_ratio", "hold_sharpe_ratio")
 
 REGIME_CASES = {
     "bull_bear": "bull +10 bp at 0.8%, bear −15 bp at 2%",
@@ -47,7 +59,8 @@ def regimes_page(text: str) -> str:
     summary = json.loads((RESULTS / "regimes.json").read_text())["summary"]
     text = with_table(text, _recovery_table([entry for entry in summary if entry["case"] == "recover"]))
     text = with_table(text, _check_table([entry for entry in summary if entry["case"] != "recover"]))
-    return with_table(text, _gate_table(json.loads((RESULTS / "gate.json").read_text())["summary"]))
+    text = with_table(text, _gate_table(json.loads((RESULTS / "gate.json").read_text())["summary"]))
+    return with_table(text, _bull_bear_table(json.loads((RESULTS / "bull_bear.json").read_text())["summary"]))
 
 
 def transfer_page(text: str) -> str:
@@ -106,6 +119,15 @@ def _gate_table(summary: list[dict[str, Any]]) -> list[list[str]]:
         found = {entry["measure"]: entry for entry in summary if entry["agent"] == agent}
         cells = [_gate_cell(found.get(measure)) for measure in GATE_COLUMNS]
         table.append([agent.upper(), *cells, str(found["both"]["seeds"])])
+    return table
+
+
+def _bull_bear_table(summary: list[dict[str, Any]]) -> list[list[str]]:
+    table = [["adapting to three regimes", *BULL_BEAR_COLUMNS.values(), "Sharpe", "best", "buy-and-hold", "seeds"]]
+    for entry in summary:
+        shares = [_spread(entry["shares"][variant]) for variant in BULL_BEAR_COLUMNS]
+        ratios = [f"{entry[name]:z.2f}".replace("-", "−") for name in RATIOS]
+        table.append([entry["agent"].upper(), *shares, *ratios, str(entry["seeds"])])
     return table
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tradingbots.console import Checkpoint, OptionalDate, OptionalJson, Prices, at_the_door, parse
+from tradingbots.console import Checkpoint, OptionalDate, OptionalJson, Prices, at_the_door, note, parse
 
 if TYPE_CHECKING:
     from ml.tradingbots.training.live import LiveAccount
@@ -63,9 +64,13 @@ def run(argv: list[str]) -> int:
     with at_the_door():
         account = _account(arguments)
         agent = load_agent(arguments.checkpoint)
-        decision = target_weights(
-            agent, load_bars(arguments.prices), at=arguments.at, account=account, start=arguments.start
-        )
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always", UserWarning)
+            decision = target_weights(
+                agent, load_bars(arguments.prices), at=arguments.at, account=account, start=arguments.start
+            )
+    for warning in warned:
+        note(str(warning.message))
     answer = decision.to_dict() | {"agent": agent.agent_type, "checkpoint": arguments.checkpoint}
     print(json.dumps(answer, indent=2, allow_nan=False))
     return 0

@@ -47,6 +47,7 @@ def run(argv: list[str]) -> int:
     """Evaluate, print, report."""
     arguments: Evaluate = parse(Evaluate, "evaluate", argv)
 
+    from ml.tradingbots.components.regime_columns import with_regimes_of
     from ml.tradingbots.training import evaluate_agent, write_report
     from ml.tradingbots.training.live import environment_for, trained_config
     from tradingbots.periods import load_bars, with_context
@@ -54,7 +55,8 @@ def run(argv: list[str]) -> int:
 
     with at_the_door():
         agent = load_agent(arguments.checkpoint)
-        bars = load_bars(arguments.prices)
+        # Before the bars are cut: what a detector says of one depends on those before it.
+        bars = with_regimes_of(agent, load_bars(arguments.prices))
         # Checked on all prices first: a wrong table must not be reported as a wrong date.
         config = environment_for(agent, bars).config
         env = environment_for(agent, with_context(bars, config, arguments.start, arguments.end))

@@ -12,9 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ml.tradingbots.components import SACConfig, TradingEnvConfig, TradingEnvironment, load_rl_agent
 from ml.tradingbots.components.hiddenmarkov import DETECTORS, GaussianHMM, load_detector, regime_features
+from ml.tradingbots.components.meta_learning import RegimeAwareAgent, RegimeAwareConfig, RegimeColumns
 from ml.tradingbots.data import Bars, load_prices
 from ml.tradingbots.data.synthetic import regime_switching
+from ml.tradingbots.training import RLTrainingConfig, train_rl_agent
 from tradingbots.__main__ import main
 
 N_BARS = 700
@@ -206,3 +209,46 @@ def test_an_interrupted_fit_ends_at_once_and_leaves_nothing(tmp_path):
     assert process.returncode == 130
     assert stderr == "interrupted\n"
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def adapting(tmp_path_factory):
+    """A folder with prices.csv and agent.pt, a `RegimeAwareAgent` that adds its columns itself."""
+    folder = tmp_path_factory.mktemp("adapting")
+    # Regimes that look alike and last: where a history begins matters for long.
+    prices = regime_switching(400, drifts=(0.002, -0.002), volatilities=(0.01, 0.012), seed=5).prices
+    prices.to_csv(folder / "prices.csv", index_label="date")
+    detector = GaussianHMM.from_parameters([0.002, -0.002], [1e-4, 1.4e-4], [[0.99, 0.01], [0.01, 0.99]])
+    regimes = RegimeColumns(detector)
+    env = TradingEnvironment(regimes.add_to(prices), TradingEnvConfig(window_size=2, episode_length=10))
+    config = RegimeAwareConfig(agent_config=SACConfig(hidden_dim=8, batch_size=8, learning_starts=12, buffer_size=100))
+    agent = RegimeAwareAgent(env.observation_space_dim, env.action_space_dim, config, regimes)
+    train_rl_agent(agent, env, RLTrainingConfig(total_timesteps=60, n_envs=3, progress=False))
+    agent.save(folder / "agent.pt")
+    return folder
+
+
+def test_regimes_of_an_evaluation_are_those_of_all_bars_before_it(adapting, capsys):
+    agent, raw = adapting / "agent.pt", adapting / "prices.csv"
+    prices = load_prices(str(raw))
+    # Beside the same table with columns made of the whole of it.
+    table = adapting / "table.csv"
+    load_rl_agent(agent).add_regimes(prices).to_csv(table, index_label="date")
+    printed = []
+    for path in (raw, table):
+        assert main(["evaluate", str(agent), "--prices", str(path), "--start", f"{prices.index[300]:%Y-%m-%d}"]) == 0
+        printed.append(capsys.readouterr().out.replace(str(path), "PRICES"))
+    assert printed[0] == printed[1]
+
+
+def test_an_answer_from_few_bars_says_how_many_are_needed(adapting, capsys, tmp_path):
+    prices = adapting / "prices.csv"
+    assert main(["act", str(adapting / "agent.pt"), "--prices", str(prices)]) == 0
+    assert capsys.readouterr().err == ""
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join(prices.read_text().splitlines()[:60]))
+    assert main(["act", str(adapting / "agent.pt"), "--prices", str(few)]) == 0
+    printed = capsys.readouterr().err
+    assert printed.startswith("note: 59 bars up to the decision are few")
+    assert "until 228 bars" in printed
+    assert printed.count("\n") == 1

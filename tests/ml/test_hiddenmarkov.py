@@ -133,6 +133,19 @@ def test_one_regime_is_the_mean_and_the_covariance():
     np.testing.assert_allclose(model.predictive_log_scores(X), expected, rtol=1e-10)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_regimes_that_never_come_back_are_filtered_all_the_same(seed, tmp_path):
+    # The last of three regimes is never left, so that in the chain's long run there is no other.
+    regime = np.repeat([0, 1, 2], 400)
+    x = np.random.default_rng(seed).normal(0.0, np.array([1.0, 1.5, 2.2])[regime])
+    model = GaussianHMM(n_regimes=3, n_starts=4).fit(x)
+    assert model.initial_probabilities_.min() > 0.2
+    # The best that a filter does here, told the parameters, is wrong on 10 to 20% of the bars.
+    assert (model.filter(x).argmax(axis=1) != regime).mean() < 0.25
+    again = GaussianHMM().load(model.save(tmp_path / "model.pt"))
+    assert (again.predict_next(x[:300]) == model.predict_next(x[:300])).all()
+
+
 def test_a_sticky_prior_counts_changes_that_nobody_saw():
     X, _ = KNOWN.sample(600, seed=8)
     free, sticky = (GaussianHMM(sticky=sticky, n_starts=3).fit(X) for sticky in (0.0, 1_000.0))
@@ -301,8 +314,12 @@ def test_a_refit_keeps_the_numbers_of_the_regimes():
     case = REGIME_CASES["bull_sideways_bear"]
     x = sample_regimes(case, 1, 6_000, seed=16).log_returns[0]
     first, later = (GaussianHMM(n_regimes=3, n_starts=4).fit(part) for part in (x[:4_000], x[1_000:]))
+    order = [2, 0, 1]
     turned = GaussianHMM.from_parameters(
-        later.means_[[2, 0, 1]], later.covariances_[[2, 0, 1]], later.transition_matrix_[np.ix_([2, 0, 1], [2, 0, 1])]
+        later.means_[order],
+        later.covariances_[order],
+        later.transition_matrix_[np.ix_(order, order)],
+        initial_probabilities=later.initial_probabilities_[order],
     )
     turned.match_regimes(first)
     later.match_regimes(first)
@@ -442,6 +459,11 @@ def test_the_filter_of_all_bars_is_the_one_of_fitting():
         (lambda: KNOWN.smooth_for_analysis(np.zeros((5, 3))), "fitted on 2 features, and is given 3"),
         (lambda: KNOWN.sample(0, seed=1), "n_bars must be at least 1"),
         (lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0, -1.0], np.eye(2)), "positive definite"),
+        (lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0, 0.0], np.eye(2)), "a variance is not above 0"),
+        (
+            lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0, 1.0], np.eye(2), return_feature=5),
+            "return_feature must be one of the features, 0 to 0, got 5",
+        ),
         (lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0, 1.0], np.ones((2, 2))), "each row must sum to 1"),
         (
             lambda: GaussianHMM.from_parameters([0.0, 1.0], [1.0], np.eye(2)),

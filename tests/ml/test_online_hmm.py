@@ -166,3 +166,12 @@ def test_three_regimes_are_learned_as_well_as_a_fit_of_all_bars_nearly():
 def test_more_regimes_are_given_a_longer_start(n_regimes, n_bars):
     assert OnlineHMM(n_regimes=n_regimes).config.n_burn_in_bars == n_bars
     assert OnlineHMM(n_regimes=n_regimes, burn_in_bars=50).config.n_burn_in_bars == 50
+
+
+@pytest.mark.parametrize("n_bars", [1_200, 1_000])
+def test_regimes_that_never_come_back_in_training_are_filtered_all_the_same(n_bars):
+    # In the long run of what the burn-in bars say there is the last regime alone.
+    regime = np.repeat([0, 1, 2], 400)
+    x = np.random.default_rng(0).normal(0.0, np.array([1.0, 1.5, 4.0])[regime])
+    detector = OnlineHMM(n_regimes=3, burn_in_bars=n_bars).fit(x)
+    assert (detector.filter(x).argmax(axis=1) != regime).mean() < 0.1

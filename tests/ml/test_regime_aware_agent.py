@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from ml.tradingbots.components.meta_learning import (
     RegimeAwareAgent,
     RegimeAwareConfig,
     RegimeColumns,
+    TransferLearningTrainer,
     with_regime_probabilities,
 )
 from ml.tradingbots.components.portfolio_state import PortfolioState
@@ -369,6 +371,8 @@ def test_rewards_count_by_the_probability_of_the_bar_they_were_decided_at():
     column = env.market.feature_names.index("regime_p1")
     weights = torch.from_numpy(env.market.features[:, column].copy())
     weighted = WeightedVectorEnv(env, weights, seed=5)
+    legal = weights[env.market.first_bar :].double()
+    unit = (legal**2).sum() / legal.sum()
     weighted.reset()
     env.reset(options={"start_bar": weighted.bar})
     for step in range(25):
@@ -378,8 +382,20 @@ def test_rewards_count_by_the_probability_of_the_bar_they_were_decided_at():
             break
         _, plain, *_ = env.step(action)
         _, reward, *_ = weighted.step(action)
-        torch.testing.assert_close(reward, plain * weights[bar], rtol=1e-6, atol=0.0)
+        torch.testing.assert_close(reward, plain * (weights[bar] / unit).float(), rtol=1e-6, atol=0.0)
     assert step >= 9
+
+
+@pytest.mark.parametrize("probability", [0.2, 0.8, 1.0])
+def test_a_specialist_of_a_regime_that_is_always_as_likely_gets_the_rewards_of_the_market(probability):
+    # Its values are weighed by the probability when they are mixed: rewards that were, too, would count it twice.
+    env = market(n_regimes=2, commission=0.001).vectorize(4, seed=1, random_start=True)
+    weighted = WeightedVectorEnv(env, torch.full((env.market.n_bars,), probability), seed=5)
+    weighted.reset()
+    env.reset(options={"start_bar": weighted.bar})
+    for step in range(9):
+        action = torch.full((4, 1), (-1.0) ** step)
+        assert torch.equal(env.step(action)[1], weighted.step(action)[1])
 
 
 def test_episodes_begin_in_proportion_to_the_probability():
@@ -502,7 +518,69 @@ def test_an_agent_may_be_loaded_inside_a_run(tmp_path, form):
     assert agent.num_updates > load_rl_agent(path).num_updates
 
 
+@pytest.mark.parametrize("other", [{"mix": False}, {"observe_probabilities": False}, {"form": "td3"}])
+def test_an_agent_that_cannot_go_on_with_a_run_is_not_loaded_inside_it(tmp_path, other):
+    env = market("sac")
+    path = trained(other.pop("form", "sac"), env, **other).save(tmp_path / "agent.pt")
+    agent = new_agent("sac", env, seed=9)
+    before = []
+
+    class Tries(Callback):
+        def on_step(self, state):
+            if state.num_timesteps == 90:
+                before.append(agent.config)
+                with pytest.raises(CheckpointError, match="amid a run"):
+                    agent.load(path)
+
+    train_rl_agent(agent, env, RLTrainingConfig(total_timesteps=180, n_envs=3, progress=False), Tries())
+    assert before == [agent.config]
+    assert len(agent.members) == 3
+    if agent.agent_type == "regime_aware" and agent.config.agent_type == load_rl_agent(path).config.agent_type:
+        agent.load(path)  # The run is over.
+        assert agent.config == load_rl_agent(path).config
+
+
 # --- Files
+
+
+def own_inputs(table):
+    return regime_features(table)
+
+
+def test_loading_keeps_the_function_that_no_file_holds(tmp_path):
+    raw, _, _ = fitted_market()
+    regimes = RegimeColumns(GaussianHMM(n_regimes=2, n_starts=1), inputs=own_inputs).fit(raw.iloc[:120])
+    env = TradingEnvironment(regimes.add_to(raw), TradingEnvConfig(window_size=3, episode_length=10))
+    agent = trained("sac", env, total=30, regimes=regimes)
+    expected = agent.add_regimes(raw)
+    path = agent.save(tmp_path / "agent.pt")
+    agent.load(path)
+    assert agent.add_regimes(raw).equals(expected)
+    with pytest.raises(ValueError, match="own_inputs"):
+        load_rl_agent(path).add_regimes(raw)
+
+
+def test_detectors_that_know_nothing_or_that_no_file_holds_are_refused_at_once():
+    with pytest.raises(RuntimeError, match=r"regimes\.fit\(train\)"):
+        RegimeAwareAgent(9, 1, None, RegimeColumns(GaussianHMM(n_regimes=2)))
+
+    class Foreign:
+        fit = predict_next = update = reset = lambda self: None
+
+    with pytest.raises(TypeError, match=r"regimes\.add_to\(prices\)"):
+        RegimeAwareAgent(9, 1, None, RegimeColumns(Foreign()))
+
+
+def test_raw_prices_are_refused_before_anything_is_trained_or_judged():
+    raw, regimes, env = fitted_market()
+    raw_env = TradingEnvironment(raw, TradingEnvConfig(window_size=3, episode_length=10))
+    agent = new_agent("sac", env, regimes=regimes)
+    config = RLTrainingConfig(total_timesteps=60, n_envs=3, progress=False)
+    with pytest.raises(ValueError, match=r"agent\.add_regimes\(prices\)"):
+        train_rl_agent(agent, env, config, eval_env=raw_env)
+    assert agent.num_timesteps == 0
+    with pytest.raises(ValueError, match=r"agent\.add_regimes\(prices\)"):
+        evaluate_agent(trained("sac", env, total=30, regimes=regimes), raw_env, n_bootstrap=0)
 
 
 def fitted_market(form="sac", n_bars=160):
@@ -617,9 +695,9 @@ def test_live_decisions_on_raw_prices_are_those_on_the_trained_table():
     expected = target_weights(agent, regimes.add_to(raw))
     found = target_weights(agent, raw)
     assert found.target_weights.tobytes() == expected.target_weights.tobytes()
-    earlier = raw.index[100]
+    earlier = raw.index[157]
     assert target_weights(agent, raw, at=earlier).target_weights.tobytes() == (
-        target_weights(agent, raw.iloc[:101]).target_weights.tobytes()
+        target_weights(agent, raw.iloc[:158]).target_weights.tobytes()
     )
 
 
@@ -632,7 +710,33 @@ def test_a_portfolio_may_be_managed_on_raw_prices():
     assert found.weights.tobytes() == expected.weights.tobytes()
 
 
+def test_answers_that_depend_on_where_prices_begin_say_so():
+    raw, regimes, env = fitted_market()
+    agent = trained("sac", env, total=30, regimes=regimes)
+    needed = regimes.bars_to_forget
+    assert 20 < needed < len(raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        target_weights(agent, raw)
+        target_weights(agent, regimes.add_to(raw).iloc[-20:])
+    state = PortfolioState(weights=np.zeros(1), equity=1.0, drawdown=0.0)
+    for ask in (
+        lambda: target_weights(agent, raw.iloc[-20:]),
+        lambda: target_weights(agent, raw, at=raw.index[19]),
+        lambda: AgentSource(agent).propose(Bars.from_frame(raw.iloc[-20:]), state),
+    ):
+        with pytest.warns(UserWarning, match=f"20 bars .* until {needed} bars"):
+            ask()
+
+
 # --- What is refused
+
+
+def test_several_markets_at_once_are_refused_with_the_way_that_works():
+    env = market()
+    trainer = TransferLearningTrainer(trained("sac", env, total=30))
+    with pytest.raises(TypeError, match="train_rl_agent"):
+        trainer.pretrain({"a": env, "b": env}, 100)
 
 
 def test_hindsight_is_refused():
@@ -684,6 +788,7 @@ def test_a_market_of_regimes_alone_cannot_be_hidden():
         ({"agent_type": "a3c"}, ValueError, "agent_type"),
         ({"agent_config": DQNConfig()}, TypeError, "SACConfig"),
         ({"min_generalist": 1.5}, ValueError, "min_generalist"),
+        ({"min_generalist": 0.0}, ValueError, "min_generalist must be above 0"),
         ({"mix": 1}, ValueError, "mix"),
     ],
 )

@@ -167,11 +167,13 @@ def test_impossible_settings_are_refused():
     for novelty_bars in (0, 1.5, True):
         with pytest.raises(ValueError, match="novelty_bars"):
             RegimeColumns(GaussianHMM(n_regimes=2), novelty_bars=novelty_bars)
-    for inputs in ("log_return", ()):
+    for inputs in ("log_return", (), (1,), 5):
         with pytest.raises(ValueError, match="inputs"):
             RegimeColumns(GaussianHMM(n_regimes=2), inputs=inputs)
     with pytest.raises(RuntimeError, match="learned nothing"):
         RegimeColumns(GaussianHMM(n_regimes=2)).add_to(PRICES)
+    with pytest.raises(ValueError, match="returned None"):
+        RegimeColumns(GaussianHMM(n_regimes=2), inputs=lambda table: None).fit(TRAIN)
     with pytest.raises(ValueError, match="last bar"):
         RegimeColumns(GaussianHMM(n_regimes=2), inputs=lambda table: regime_features(table).iloc[:-1]).fit(TRAIN)
 
@@ -241,3 +243,58 @@ def test_an_oracle_may_say_the_regime():
     prices = market.prices.assign(regime=market.regimes.astype(float))
     columns = RegimeColumns(OracleRegime(n_regimes=2), inputs=("regime",)).fit(prices)
     assert (columns.add_to(prices)["regime_p0"].to_numpy() > 0.5).tolist() == (market.regimes == 0).tolist()
+
+
+def test_tables_longer_than_what_is_forgotten_agree_wherever_they_begin():
+    detector = GaussianHMM.from_parameters([0.0, 0.001], [1e-4, 1.1e-4], [[0.99, 0.01], [0.03, 0.97]])
+    columns = RegimeColumns(detector)
+    needed = columns.bars_to_forget
+    assert needed == math.ceil(math.log(0.01) / math.log(0.96))  # The other eigenvalue of the matrix.
+    whole = columns.table(PRICES)[:, 0]
+    off = [abs(columns.table(PRICES.iloc[-n - 1 :])[-1, 0] - whole[-1]) for n in (5, needed)]
+    assert off[1] < 0.01 < off[0]
+
+
+def test_what_is_forgotten_is_unknown_where_regimes_never_meet_or_there_is_no_matrix():
+    apart = GaussianHMM.from_parameters([0.0, 0.001], [1e-4, 4e-4], np.eye(2))
+    assert RegimeColumns(apart).bars_to_forget is None
+    assert RegimeColumns(Foreign()).bars_to_forget is None
+    alone = GaussianHMM.from_parameters([0.0], [1e-4], [[1.0]])
+    assert RegimeColumns(alone).bars_to_forget == 1
+
+
+class Foreign:
+    """A detector that is not one of this library's."""
+
+    n_regimes = 2
+    answer: tuple[float, ...] = (0.4, 0.6)
+
+    def fit(self, X):
+        return self
+
+    def predict_next(self, X=None):
+        return np.tile(self.answer, (len(X), 1))
+
+    def update(self, x):
+        return np.array(self.answer)
+
+    def reset(self):
+        pass
+
+
+@pytest.mark.parametrize("answer", [(0.4, 0.5), (math.nan, 1.0), (1.5, -0.5), (0.2, 0.3, 0.5)])
+def test_detectors_of_ones_own_must_say_probabilities(answer):
+    detector = Foreign()
+    assert RegimeColumns(detector).table(PRICES)[-1, :2].tolist() == [0.4, 0.6]
+    detector.answer = answer
+    with pytest.raises(ValueError, match=r"Foreign\.predict_next must return"):
+        RegimeColumns(detector).table(PRICES)
+
+
+def test_probabilities_of_other_bars_than_the_table_are_refused():
+    own = pd.DataFrame(np.tile([0.4, 0.6], (len(PRICES), 1)), index=PRICES.index)
+    expected = with_regime_probabilities(PRICES, own.to_numpy())
+    pd.testing.assert_frame_equal(with_regime_probabilities(PRICES, own), expected)
+    for other in (own.iloc[::-1], own.shift(1, freq="D"), own.reset_index(drop=True)):
+        with pytest.raises(ValueError, match="index of probabilities"):
+            with_regime_probabilities(PRICES, other)

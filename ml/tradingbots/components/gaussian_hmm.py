@@ -23,7 +23,7 @@ from ml.tradingbots.components.hmm_emissions import Covariance, Emission, Emissi
 from ml.tradingbots.components.regime_detector import FloatArray, SmoothedProbabilities
 from ml.tradingbots.components.regime_inputs import Histories, Standardiser, read_rows
 from ml.tradingbots.components.regime_names import are_separated, matching_order, regime_names, regime_order
-from ml.tradingbots.core.hidden_markov import filter_step, smooth_sequences, stationary_distribution
+from ml.tradingbots.core.hidden_markov import as_start, filter_step, smooth_sequences, stationary_distribution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +82,10 @@ class GaussianHMMConfig:
 class GaussianHMM(BaseDetector):
     """A hidden Markov model fitted by EM (Hamilton, 1989; Rabiner, 1989), filtered without looking ahead.
 
-    Features are standardised by their training mean and deviation, so their units do not matter. A history begins with
-    the chain's long run. Regimes come from the highest mean return to the lowest where means are separated, else from calm
-    to wild; `match_regimes` keeps the order of an earlier fit.
+    Features are standardised by their training mean and deviation, so their units do not matter. A history begins in a
+    regime as often as training bars were in it, and in each with at least one in a thousand. Regimes come from the highest
+    mean return to the lowest where means are separated, else from calm to wild; `match_regimes` keeps the order of an earlier
+    fit.
 
     Args:
         config: hyperparameters; None takes the class's defaults.
@@ -97,7 +98,7 @@ class GaussianHMM(BaseDetector):
         mean_errors_: standard errors of the means, see `docs/regimes.md`; (n_regimes, n_features).
         initial_probabilities_: of each regime at the first bar of a history; (n_regimes,).
         objectives_: log-likelihood of the training bars (with `sticky` plus the log of the prior, up to a constant) at the
-            start and after every step of EM; it never falls.
+            start and after every step of EM; it never falls. Every regime is as likely as any at the first bar here.
         converged_: whether EM ended by itself.
     """
 
@@ -148,6 +149,12 @@ class GaussianHMM(BaseDetector):
                 f"(n_regimes, n_regimes), got shapes {means.shape}, {covariances.shape} and {transition.shape}; means and "
                 "variances of one feature may be (n_regimes,) both"
             )
+        if not 0 <= return_feature < n_features:
+            raise ValueError(f"return_feature must be one of the features, 0 to {n_features - 1}, got {return_feature}")
+        if not (np.diagonal(covariances, axis1=1, axis2=2) > 0.0).all():
+            raise ValueError(
+                "covariances must be positive definite, and a variance is not above 0: give a tiny one instead"
+            )
         student = degrees_of_freedom is not None
         degrees = np.broadcast_to(np.asarray(degrees_of_freedom if student else math.inf, np.float64), (n_regimes,))
         if not (degrees > 2.0).all():
@@ -187,7 +194,8 @@ class GaussianHMM(BaseDetector):
         fit = fit_parameters(standardised, self.config)
         self._parameters = fit.parameters
         self.objectives_, self.converged_ = np.array(fit.objectives), fit.converged
-        self.initial_probabilities_ = stationary_distribution(fit.parameters.transition)
+        # Not the chain's long run: where the last regime of the training bars is never left, that has no room for others.
+        self.initial_probabilities_ = as_start(fit.smoothing.smoothed.mean(axis=0))
         self.mean_errors_ = self._errors_of_means(fit.smoothing.smoothed)
         if self.config.return_feature is not None:
             means, errors, deviations = self._returns_of_regimes()

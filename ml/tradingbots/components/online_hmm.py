@@ -22,7 +22,7 @@ from ml.tradingbots.components.base_detector import (
 from ml.tradingbots.components.gaussian_hmm import GaussianHMM
 from ml.tradingbots.components.regime_detector import FloatArray
 from ml.tradingbots.components.regime_inputs import Histories, Standardiser
-from ml.tradingbots.core.hidden_markov import filter_step, stationary_distribution
+from ml.tradingbots.core.hidden_markov import as_start, filter_step
 
 # Deviations beyond which a bar teaches no more: an error in the data must not undo what thousands of bars taught.
 _FARTHEST_LEARNED = 100.0
@@ -113,7 +113,7 @@ class OnlineHMM(BaseDetector):
         self.n_features_in_, self.feature_names_in_ = model.n_features_in_, model.feature_names_in_
         self._standardiser, self._names = model._standardiser, model.state_names_
         emissions, transition = model._parameters.emissions, model.transition_matrix_
-        self._start = stationary_distribution(transition)
+        self._start = as_start(model.initial_probabilities_)
         second = np.diagonal(emissions.covariances, axis1=1, axis2=2) + emissions.means**2
         shares = self._start[:, None]
         average = np.concatenate(
@@ -146,11 +146,12 @@ class OnlineHMM(BaseDetector):
         self._start, self._learned = np.array(state.probability), np.array(state.memory)
 
     def _restarted(self, state: State) -> State:
-        """Begin a new history with what was learned: no regime is likelier than in the long run."""
+        """Begin a new history with what was learned: a regime is as likely as it has been frequent."""
         statistics = self._statistics(state)
         averages = _weighted(statistics, np.array(state.probability))
         memory = np.concatenate([state.memory[:1], np.repeat(averages, self.n_regimes)])
-        shares = stationary_distribution(self._parameters(averages)[0]).tolist()
+        k = self.n_regimes
+        shares = as_start(averages[k * k : k * k + k]).tolist()
         return State(shares, shares, 0.0, memory.tolist())
 
     # Bar by bar.

@@ -18,7 +18,7 @@ from ml.tradingbots.components.allocators import ALLOCATORS, Allocator, create_a
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.features import market_features
 from ml.tradingbots.components.portfolio_state import PortfolioState, Proposal, TargetSource, simple_returns
-from ml.tradingbots.components.regime_columns import with_regimes_of
+from ml.tradingbots.components.regime_columns import warn_of_short_history, with_regimes_of
 from ml.tradingbots.data.bars import Bars
 
 FloatArray = npt.NDArray[np.float64]
@@ -178,6 +178,7 @@ class AgentSource:
         Raises:
             ValueError: assets or features are not those it was trained with.
         """
+        warn_of_short_history(self.agent, bars, bars.n_bars)
         trained = self._as_trained(bars)
         order = [bars.assets.index(asset) for asset in trained.assets]
         weights = state.weights[order]

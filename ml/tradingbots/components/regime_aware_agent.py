@@ -45,8 +45,8 @@ class RegimeAwareAgent(BaseAgent):
 
     It trains and acts like any agent, in markets whose price table has the columns of `RegimeColumns` or of
     `with_regime_probabilities`. Specialists train on the bars of their regime: their rewards are multiplied by its
-    probability, and their episodes begin in proportion to it. All timesteps of a run are shared out evenly among members, one
-    vector step each in turn; figures of a step are those of the generalist.
+    probability over the mean of that where they train, and their episodes begin in proportion to it. All timesteps of a run
+    are shared out evenly among members, one vector step each in turn; figures of a step are those of the generalist.
 
     Args:
         state_dim: length of the flattened observation, columns of regimes included.
@@ -61,17 +61,19 @@ class RegimeAwareAgent(BaseAgent):
         members: the generalist, then the specialist of each regime; made when the agent meets its environment.
 
     Raises:
-        TypeError: `regimes` are smoothed probabilities, or no `RegimeColumns`.
+        TypeError: `regimes` are smoothed probabilities, no `RegimeColumns`, or of a detector that no file can hold.
+        RuntimeError: its detector has learned nothing yet.
     """
 
     agent_type: ClassVar[str] = "regime_aware"
     description: ClassVar[str] = "A generalist and a specialist for each market regime, mixed by its probability"
     config_class: ClassVar[type[Any]] = RegimeAwareConfig
     learned: ClassVar[tuple[str, ...]] = ("members", "regimes")
-    derived: ClassVar[tuple[str, ...]] = (*BaseAgent.derived, "_worlds", "_present")
+    derived: ClassVar[tuple[str, ...]] = (*BaseAgent.derived, "_worlds", "_present", "_is_walking")
     config: RegimeAwareConfig
     _worlds: tuple[World, ...] | None = None
     _present: tuple[Tensor | None, ...] | None = None
+    _is_walking: bool = False
 
     def __init__(
         self,
@@ -88,6 +90,8 @@ class RegimeAwareAgent(BaseAgent):
             raise TypeError(
                 f"regimes must be RegimeColumns(detector).fit(train), or None, got {type(regimes).__name__}"
             )
+        if regimes is not None:
+            regimes.require_keepable()
         self.regimes = regimes
         self.members: list[Any] = []
         self.layout: RegimeLayout | None = None
@@ -264,11 +268,18 @@ class RegimeAwareAgent(BaseAgent):
             member.training_steps(world.seen, batch_size=batch_size, observation=seen)
             for member, world, seen in zip(self.members, worlds, present, strict=True)
         ]
+        self._is_walking = True
+        try:
+            yield from self._in_turn(walks, env.num_envs)
+        finally:
+            self._is_walking = False
+
+    def _in_turn(self, walks: list[Iterator[StepReport]], n_envs: int) -> Iterator[StepReport]:
         while True:
             # Whoever has walked least, the first of several: known from counters, so that a run can be cut anywhere.
             turn = min(range(len(self.members)), key=lambda number: self.members[number].num_timesteps)
             report = next(walks[turn])
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += n_envs
             self.num_updates = sum(member.num_updates for member in self.members)
             losses = report.losses if turn == 0 else None
             yield StepReport(self.num_timesteps, report.reward, report.infos, losses)
@@ -405,12 +416,25 @@ class RegimeAwareAgent(BaseAgent):
 
     def _become(self, other: BaseAgent, *, keeping: tuple[str, ...] = ()) -> None:
         assert isinstance(other, RegimeAwareAgent)
-        if keeping and len(self.members) == len(other.members):
+        alike = self._form() == other._form()
+        if self._is_walking and not alike:
+            raise CheckpointError(
+                "the file cannot be loaded amid a run: its members differ from those that walk in type, number, features or "
+                "what they see of them; load it before the run or after it"
+            )
+        mine_shown, theirs_shown = self.regimes, other.regimes
+        if mine_shown is not None and theirs_shown is not None:
+            theirs_shown.take_function_of(mine_shown)
+        if keeping and alike:
             # A run in progress goes on with the members it walks; each keeps its memory.
             for mine, theirs in zip(self.members, other.members, strict=True):
                 mine._become(theirs, keeping=mine.kept_on_load)
             other.members = self.members
         super()._become(other, keeping=keeping)
+
+    def _form(self) -> tuple[Any, ...]:
+        """What members that walk a run must share with those that take their place."""
+        return self.config.agent_type, len(self.members), self.config.observe_probabilities, self.layout
 
     def export_onnx(self, path: str | Path) -> Path:
         """Not for mixtures: members can be exported one by one.

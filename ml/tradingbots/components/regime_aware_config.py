@@ -29,7 +29,7 @@ class RegimeAwareConfig:
     agent_config: AgentConfig | None = None
     """Their hyperparameters; None takes the defaults of `agent_type`."""
     min_generalist: float = 0.1
-    """Least weight of the generalist, in [0, 1]; 1 leaves it alone."""
+    """Least weight of the generalist, in (0, 1]: it is always in the mix; 1 leaves it alone."""
     observe_probabilities: bool = True
     """Whether members see the columns of regimes; False hides them, and leaves the regimes to the mixing."""
     mix: bool = True
@@ -46,6 +46,10 @@ class RegimeAwareConfig:
                 f"{type(self.agent_config).__name__}"
             )
         check_fraction(self, "min_generalist")
+        if self.min_generalist == 0.0:
+            raise ValueError(
+                "min_generalist must be above 0, the generalist is always in the mix, got 0; 0.01 is next to nothing"
+            )
 
     @property
     def member_config(self) -> AgentConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -35,6 +36,8 @@ KIND = "regime columns"
 NOVEL_SHARE = 0.01
 # What is asked of a detector.
 _METHODS = ("fit", "predict_next", "update", "reset")
+# Share of where a history began that no longer matters.
+_LEFT_OF_START = 0.01
 # Probabilities that others made may be rounded to a few digits.
 _ROUNDING = 1e-6
 
@@ -71,7 +74,7 @@ class RegimeColumns:
             raise TypeError(f"detector must be a regime detector such as GaussianHMM(n_regimes=2), got {detector!r}")
         if type(novelty_bars) is not int or novelty_bars < 1:
             raise ValueError(f"novelty_bars must be a number of bars, at least 1, got {novelty_bars!r}")
-        if isinstance(inputs, str) or (inputs is not None and not callable(inputs) and len(inputs) == 0):
+        if inputs is not None and not callable(inputs) and not _are_names(inputs):
             raise ValueError(f"inputs must be names of features such as ('log_return',), or a function, got {inputs!r}")
         self.detector = detector
         self.inputs: Inputs = inputs if inputs is None or callable(inputs) else tuple(inputs)
@@ -93,6 +96,22 @@ class RegimeColumns:
     def names(self) -> tuple[str, ...]:
         """Names of the columns; (n_regimes + 2,)."""
         return regime_column_names(self.n_regimes)
+
+    @property
+    def bars_to_forget(self) -> int | None:
+        """Bars until 1% is left of where a history begins, by the second eigenvalue of the detector's transition matrix.
+
+        Of two tables that end alike, the last columns agree where both are longer. Bars themselves tell regimes apart too, so
+        fewer mostly do. None where it is not known: the detector has no transition matrix, or parts that never meet.
+        """
+        transition = getattr(self.detector, "transition_matrix_", None)
+        if transition is None:
+            return None
+        sizes = np.sort(np.abs(np.linalg.eigvals(np.asarray(transition, dtype=np.float64))))
+        second = float(sizes[-2]) if len(sizes) > 1 else 0.0
+        if second >= 1.0 - _ROUNDING:
+            return None
+        return max(math.ceil(math.log(_LEFT_OF_START) / math.log(second)), 1) if second > 0.0 else 1
 
     def fit(self, price_data: PriceData) -> Self:
         """Fit the detector, and learn how low its scores fall, on the training segment; a new history begins.
@@ -177,6 +196,10 @@ class RegimeColumns:
             found: Any = regime_features(bars, asset=self.asset)
         elif callable(self.inputs):
             found = self.inputs(bars.to_frame())
+            if found is None:
+                raise ValueError(
+                    f"inputs, the function {_name_of(self.inputs)!r}, returned None: let it return the features"
+                )
         else:
             found = self._named(bars, tuple(self.inputs))
         refuse_smoothed(found, to="a detector")
@@ -197,7 +220,13 @@ class RegimeColumns:
             return np.array([state.predicted for state in states]), np.array([state.log_score for state in states])
         predicted = self.detector.predict_next(rows)
         refuse_smoothed(predicted, to="an agent")
-        return np.asarray(predicted, dtype=np.float64), np.full(len(rows), np.nan)
+        predicted = np.asarray(predicted, dtype=np.float64)
+        if predicted.shape != (len(rows), self.n_regimes) or not _are_distributions(predicted):
+            raise ValueError(
+                f"{type(self.detector).__name__}.predict_next must return a finite probability of each of {self.n_regimes} "
+                f"regimes for each of {len(rows)} bars, rows that sum to 1; it returned shape {predicted.shape}"
+            )
+        return predicted, np.full(len(rows), np.nan)
 
     def _novelty(self, is_low: Any) -> FloatArray:
         """Return 1 where a bar and those before it, `novelty_bars` in all, are low; (n_bars,)."""
@@ -206,6 +235,28 @@ class RegimeColumns:
         return (places - last_high >= self.novelty_bars).astype(np.float64)
 
     # Files.
+
+    def require_keepable(self) -> None:
+        """Check that an agent can keep them: the detector is fitted, and a file can hold it.
+
+        Raises:
+            TypeError: the detector is not one of this library's.
+            RuntimeError: it has learned nothing yet.
+        """
+        if not isinstance(self.detector, BaseDetector):
+            raise TypeError(
+                f"an agent's file holds detectors of this library, this one is a {type(self.detector).__name__}: make the "
+                "table by regimes.add_to(prices) yourself, and give the agent regimes=None"
+            )
+        if not self.detector.__sklearn_is_fitted__():
+            raise RuntimeError(
+                "the detector of regimes has learned nothing yet: call regimes.fit(train), the training segment, first"
+            )
+
+    def take_function_of(self, other: RegimeColumns) -> None:
+        """Be shown what others are shown by their function, where a file named it and could not hold it."""
+        if self.inputs is None and callable(other.inputs) and _name_of(other.inputs) == self._lost_function:
+            self.inputs = other.inputs
 
     def save(self, path: str | Path) -> Path:
         """Write the detector and what it is shown to a file; of a function its name alone. The write is atomic.
@@ -219,7 +270,7 @@ class RegimeColumns:
         content = {
             "detector": file_as_tensor(self.detector),
             "inputs": None if is_function else self.inputs,
-            "function": getattr(self.inputs, "__name__", "a function") if is_function else self._lost_function,
+            "function": _name_of(self.inputs) if is_function else self._lost_function,
             "asset": self.asset,
             "novelty_bars": self.novelty_bars,
             "novel_below": self.novel_below,
@@ -286,6 +337,13 @@ def with_regime_probabilities(price_data: PriceData, probabilities: Any) -> pd.D
     """
     refuse_smoothed(price_data, probabilities, to="an agent")
     bars = Bars.from_frame(price_data)
+    if isinstance(probabilities, (pd.DataFrame, pd.Series)):
+        tables = [bars.timestamps, *([price_data.index] if isinstance(price_data, pd.DataFrame) else [])]
+        if not any(probabilities.index.equals(index) for index in tables):
+            raise ValueError(
+                "the index of probabilities must be the timestamps of price_data, bar by bar: reindex them, which fills a "
+                "warm-up with NaN, or give probabilities.to_numpy() if rows are in the order of the bars"
+            )
     given = np.array(probabilities, dtype=np.float64)
     if given.ndim != 2 or len(given) != bars.n_bars or given.shape[1] < 1:
         raise ValueError(
@@ -293,7 +351,7 @@ def with_regime_probabilities(price_data: PriceData, probabilities: Any) -> pd.D
             "fill the warm-up with NaN"
         )
     first, rows = _from_first_defined(given, bars)
-    if not ((rows >= 0.0).all() and (np.abs(rows.sum(axis=1) - 1.0) < _ROUNDING).all()):
+    if not _are_distributions(rows):
         raise ValueError("probabilities must be at least 0 and each row must sum to 1; fill the warm-up with NaN")
     table = np.full((bars.n_bars, given.shape[1] + 2), np.nan)
     table[first:, :-2] = rows
@@ -308,6 +366,42 @@ def with_regimes_of(agent: Any, bars: Bars) -> Bars:
     if not isinstance(regimes, RegimeColumns) or regimes.are_in(bars):
         return bars
     return Bars.from_frame(regimes.add_to(bars))
+
+
+def warn_of_short_history(agent: Any, bars: Bars, n_bars: int) -> None:
+    """Warn where an agent adds the columns of its regimes to so few bars that they depend on where the table begins.
+
+    Args:
+        agent: whoever is to decide.
+        bars: the table that it was given.
+        n_bars: how many of its bars come before the decision.
+    """
+    regimes = getattr(agent, "regimes", None)
+    if not isinstance(regimes, RegimeColumns) or regimes.are_in(bars):
+        return
+    needed = regimes.bars_to_forget
+    if needed is not None and n_bars < needed:
+        warnings.warn(
+            f"{n_bars} bars up to the decision are few: what the agent's detector says of regimes depends on where the prices "
+            f"begin until {needed} bars have passed; give as many, or always begin at the same bar",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def check_shows_regimes(env: Any, agent: Any) -> None:
+    """Check that the prices an agent is to be judged on have columns of regimes, where it needs them.
+
+    Raises:
+        ValueError: they have none.
+    """
+    market = getattr(getattr(env, "unwrapped", env), "market", None)
+    if not hasattr(agent, "add_regimes") or market is None or any(map(is_regime_column, market.feature_names)):
+        return
+    raise ValueError(
+        f"agent {agent.agent_type!r} is to be judged on prices without columns of regimes: make the environment of "
+        "agent.add_regimes(prices), or of with_regime_probabilities(prices, probabilities) where it has no detector"
+    )
 
 
 def file_as_tensor(thing: Any) -> torch.Tensor:
@@ -363,6 +457,19 @@ def _from_first_defined(features: Any, bars: Bars) -> tuple[int, Any]:
     if isinstance(features, pd.DataFrame):
         return n_missing + first, features.iloc[first:]
     return n_missing + first, features[first:]
+
+
+def _are_names(inputs: Any) -> bool:
+    is_list = isinstance(inputs, Sequence) and not isinstance(inputs, str)
+    return is_list and len(inputs) > 0 and all(isinstance(name, str) for name in inputs)
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", "a function"))
+
+
+def _are_distributions(rows: FloatArray) -> bool:
+    return bool(np.isfinite(rows).all() and (rows >= 0.0).all() and (np.abs(rows.sum(axis=1) - 1.0) < _ROUNDING).all())
 
 
 def _entropy(probabilities: Sequence[float]) -> float:

@@ -1,7 +1,8 @@
 """Markets as specialists and blind agents meet them: bars weighted by how much they are of a regime, columns left out.
 
 Prices are exogenous: what an account does changes no bar. "Train on the bars of a regime" is therefore exact: the specialist
-of a regime maximises the sum of rewards, each times the probability that its bar is of the regime.
+of a regime maximises the sum of rewards, each times the probability that its bar is of the regime. These probabilities are
+taken over their mean where the specialist walks, so that its rewards are in the market's unit: mixing weighs values once more.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ EPISODE_BARS = 252
 class WeightedVectorEnv(TradingVectorEnv):
     """A `TradingVectorEnv` whose episodes begin in proportion to weights of bars, and whose rewards are multiplied by them.
 
+    Rewards are multiplied by weights over the mean of weights at bars drawn in proportion to them, Σ w² / Σ w: weights that are
+    all alike leave rewards as they are.
+
     The weight of bar t goes with the decision made at its close and the reward of the step from it. Summaries of episodes are
     those of the account, unweighted. Where the config leaves the length of an episode open it is a year of daily bars (252):
     episodes that all ran to the end of the data would leave the regimes they began in.
@@ -49,6 +53,7 @@ class WeightedVectorEnv(TradingVectorEnv):
         if not bool((torch.isfinite(legal) & (legal >= 0.0)).all()):
             raise ValueError("weights must be finite and at least 0 from the first legal bar on")
         self._weights = weights.to(env.device, torch.float64)
+        self._factors = (self._weights / _mean_where_drawn(legal.double())).float()
         starts = self._weights[market.first_bar : market.last_start(length) + 1]
         # A regime that never comes within reach of a first bar: any bar is as good, its rewards count for next to nothing.
         self._cumulative = (starts if float(starts.sum()) > 0.0 else torch.ones_like(starts)).cumsum(0)
@@ -57,15 +62,20 @@ class WeightedVectorEnv(TradingVectorEnv):
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Walk every account one bar; rewards are weighted."""
-        weight = self._weights.index_select(0, self.bar)
+        factor = self._factors.index_select(0, self.bar)
         observation, reward, terminated, truncated, infos = super().step(actions)
-        return observation, reward * weight.float(), terminated, truncated, infos
+        return observation, reward * factor, terminated, truncated, infos
 
     def _draw_starts(self, n: int) -> Tensor:
         generator = self._generator
         uniform = torch.rand(n, generator=generator, device=generator.device, dtype=torch.float64).to(self.device)
         place = torch.searchsorted(self._cumulative, uniform * self._cumulative[-1], right=True)
         return self.market.first_bar + place.clamp_max(len(self._cumulative) - 1)
+
+
+def _mean_where_drawn(weights: Tensor) -> float:
+    total = float(weights.sum())
+    return float((weights * weights).sum()) / total if total > 0.0 else 1.0
 
 
 class BlindVectorEnv(VectorEnv[Tensor, Tensor, Tensor]):

@@ -115,6 +115,11 @@ class TransferLearningTrainer:
             The trainer itself; `agent` has learned.
         """
         _check_counts(total_timesteps=total_timesteps, n_envs=n_envs)
+        if hasattr(self.agent, "add_regimes"):
+            raise TypeError(
+                "a RegimeAwareAgent's specialists train on one market each time, not on several at once: train it by "
+                "train_rl_agent(agent, env) in one market; fine_tune then carries it over"
+            )
         env = source_accounts(environments, n_envs=n_envs, device=str(self.agent.device), seed=self.seed)
         self.agent.bind(env)
         _scale_fresh(self.agent, env)

@@ -23,6 +23,8 @@ BoolArray: TypeAlias = NDArray[np.bool_]
 
 # Likelihoods below this share of the bar's largest count as this: products of a few of them still fit in a float.
 SMALLEST = 1e-300
+# Least probability of a regime at the first bar of a history: what begins at 0 may stay there whatever bars say.
+LEAST_START = 1e-3
 
 
 def filter_step(
@@ -79,6 +81,17 @@ def stationary_distribution(transition: FloatArray) -> FloatArray:
     shares: FloatArray = power.mean(axis=0)
     shares /= shares.sum()
     return shares
+
+
+def as_start(occupancy: FloatArray) -> FloatArray:
+    """Return how likely regimes are at a history's first bar, by how often they were met; none is impossible; (n_regimes,).
+
+    >>> as_start(np.array([1.0, 0.0])).round(6).tolist()
+    [0.999001, 0.000999]
+    """
+    start: FloatArray = np.maximum(occupancy, LEAST_START)
+    start /= start.sum()
+    return start
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from ml.tradingbots.components.agent_spaces import check_fits
+from ml.tradingbots.components.regime_columns import check_shows_regimes
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.vector_adapter import as_vector_env
 from ml.tradingbots.training.results import BUY_AND_HOLD, EvaluationResult
@@ -49,6 +50,7 @@ def evaluate_agent(
     Returns:
         The comparison: `table()`, `verdict()`, `diagnosis()`, `metrics`.
     """
+    check_shows_regimes(env, agent)
     whole = evaluation_environment(env)
     check_fits(whole.action_space, agent)
     trajectory = run_strategy(whole, lambda obs, _bar: act(agent, obs, whole.action_mask()), name=name)

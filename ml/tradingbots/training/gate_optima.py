@@ -25,13 +25,13 @@ from ml.tradingbots.components.regime_aware_config import RegimeAwareConfig
 from ml.tradingbots.components.regime_columns import RegimeColumns
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.vector_environment import TradingVectorEnv
-from ml.tradingbots.data.synthetic_gate import GateMarket, gate_features, switching_autoregression
+from ml.tradingbots.data.synthetic_gate import MARKER, GateMarket, gate_features, switching_autoregression
 from ml.tradingbots.training.evaluation import act
 from ml.tradingbots.training.market_recipes import N_ENVS, market_recipe
 from ml.tradingbots.training.rl_training import RLTrainingConfig, train_rl_agent
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
-Variant = Literal["both", "features only", "mixing only", "generalist", "trained on shuffled"]
+Variant = Literal["both", "features only", "mixing only", "generalist", "marker seen", "trained on shuffled"]
 
 N_BARS = 50_000
 N_LANES = 250
@@ -48,9 +48,12 @@ SWITCHES: dict[str, dict[str, bool]] = {
     "features only": {"mix": False},
     "mixing only": {"observe_probabilities": False},
     "generalist": {"mix": False, "observe_probabilities": False},
+    "marker seen": {"mix": False, "observe_probabilities": False},
     "trained on shuffled": {},
 }
 """Which switches of `RegimeAwareConfig` each variant sets."""
+SEEN: dict[str, tuple[str, ...]] = {"marker seen": ("log_return", MARKER)}
+"""What each variant sees beside regimes, where it is more than the last return."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,8 @@ def measure_gate(
 
     Args:
         agent_type: what the members are.
-        variant: which of the two uses of regimes are on; "trained on shuffled" has both, and columns without meaning.
+        variant: which of the two uses of regimes are on; "trained on shuffled" has both, and columns without meaning; "marker
+            seen" has neither, and sees at each bar what the detector makes its columns of.
         seed: of agent, paths and starts.
         phis: of the market's regimes.
         total_timesteps: transitions to train on, all members together.
@@ -114,7 +118,7 @@ def measure_gate(
     """
     gate = gate_of(seed, tuple(phis), volatility, marker_distance, n_bars)
     train = _shuffled(gate.train, seed) if variant == "trained on shuffled" else gate.train
-    env = TradingEnvironment(train, gate_environment(agent_type, gate.regimes))
+    env = TradingEnvironment(train, gate_environment(agent_type, gate.regimes, variant))
     # Without costs nothing that is done now matters later.
     recipe = market_recipe(agent_type, discount=0.0)
     config = RegimeAwareConfig(agent_type=agent_type, agent_config=recipe, **SWITCHES[variant])
@@ -151,15 +155,15 @@ def gate_of(seed: int, phis: tuple[float, ...], volatility: float, marker_distan
     return Gate(regimes, regimes.add_to(train.prices), regimes.add_to(test.prices), test)
 
 
-def gate_environment(agent_type: str, regimes: RegimeColumns) -> TradingEnvConfig:
-    """Return how agents trade here: they see the last return and the columns of regimes, and not the marker."""
+def gate_environment(agent_type: str, regimes: RegimeColumns, variant: str = "both") -> TradingEnvConfig:
+    """Return how agents trade here: they see the last return and the columns of regimes; the marker in one variant alone."""
     actions: Literal["discrete", "continuous"] = "discrete" if agent_type == "dqn" else "continuous"
     return TradingEnvConfig(
         window_size=1,
         episode_length=500,
         commission=0.0,
         action_type=actions,
-        features=("log_return", *regimes.names),
+        features=(*SEEN.get(variant, ("log_return",)), *regimes.names),
         use_extra_columns=False,
     )
 

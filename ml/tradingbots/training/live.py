@@ -19,7 +19,7 @@ import pandas as pd
 from ml.tradingbots.components.action_space import legal_target
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import Market
-from ml.tradingbots.components.regime_columns import with_regimes_of
+from ml.tradingbots.components.regime_columns import warn_of_short_history, with_regimes_of
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.serialization import CheckpointError, checked_config
 from ml.tradingbots.data.bars import Bars
@@ -102,7 +102,8 @@ def target_weights(
 
     Args:
         agent: a trained agent, e.g. from `load_rl_agent`; it acts deterministically.
-        price_data: prices up to now: as many bars as windows and indicators need, and one more.
+        price_data: prices up to now: as many bars as windows and indicators need, and one more. An agent that
+            adds columns of regimes needs `agent.regimes.bars_to_forget`, or its answer depends on where they begin; it warns.
         at: act at the last bar known at this instant; None is the last bar. Later bars are never looked at.
         account: the account to act for. None replays the agent, which begins flat and with the environment's initial
             balance, to the account that it would hold by then.
@@ -115,8 +116,12 @@ def target_weights(
         ValueError: the agent was not trained on a market, prices do not fit it, there are too few bars, `at` lies outside
             them, the account names other assets, or the replayed account was stopped out before the bar.
     """
+    if not isinstance(price_data, Market):
+        price_data = Bars.from_frame(price_data)
     env = environment_for(agent, price_data)
     bar = _bar_at(env.market, at)
+    if isinstance(price_data, Bars):
+        warn_of_short_history(agent, price_data, bar + 1)
     if account is None:
         return _replayed(agent, env, bar, start)
     if start is not None:

@@ -24,6 +24,7 @@ from ml.tradingbots.components.agent_spaces import check_fits
 from ml.tradingbots.components.base_agent import StepReport
 from ml.tradingbots.components.config_checks import check_field_types
 from ml.tradingbots.components.multi_market import MultiMarketVectorEnv
+from ml.tradingbots.components.regime_columns import check_shows_regimes
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, check_like, plain, write_atomically
 from ml.tradingbots.components.vector_adapter import as_vector_env
@@ -206,6 +207,7 @@ class _Run:
             if isinstance(judged_in, (str, gymnasium.Env)):
                 made = gymnasium.make(judged_in) if isinstance(judged_in, str) else judged_in
                 check_fits(made.action_space, agent)
+                check_shows_regimes(made, agent)
         self.state = TrainingState(
             agent=agent,
             env=self.env,
