@@ -257,7 +257,8 @@ def _learn_all(
         agent=agents[FINE_TUNED],
         scratch_agent=agents[SCRATCH],
     )
-    return report, EvaluationResult.from_trajectories(judged.agent, baselines, seed=arguments.seed)
+    sample: Literal["out of sample", "in sample"] = "out of sample" if report.out_of_sample else "in sample"
+    return report, EvaluationResult.from_trajectories(judged.agent, baselines, seed=arguments.seed, sample=sample)
 
 
 def _pretrained(arguments: Transfer[Any], markets: Markets, trainer: TransferLearningTrainer, runs: Path) -> Any:

@@ -25,9 +25,10 @@ from ml.tradingbots.components.transfer_learning import target_accounts
 from ml.tradingbots.components.transfer_results import timesteps_to
 from ml.tradingbots.components.transfer_scaling import random_reward_variance
 from ml.tradingbots.data.synthetic import autoregressive
-from ml.tradingbots.training import RLTrainingConfig, train_rl_agent
+from ml.tradingbots.training import RLTrainingConfig, evaluate_agent, train_rl_agent
 from ml.tradingbots.training.callbacks import CheckpointCallback
 from ml.tradingbots.training.fine_tuning import FineTuning, ScoreCurve
+from ml.tradingbots.training.transfer_report import transfer_report_html
 
 ON_POLICY = {"hidden_dim": 8, "n_steps": 5}
 OFF_POLICY = {"hidden_dim": 8, "batch_size": 8, "learning_starts": 20, "buffer_size": 200}
@@ -546,6 +547,38 @@ def test_agents_that_cannot_see_the_target_are_told_what_differs():
         trainer.fine_tune(market("dqn"), 10)
     with pytest.raises(TypeError, match="must be a TradingEnvironment, got str"):
         trainer.fine_tune("CartPole-v1", 10)
+
+
+@pytest.mark.parametrize(("form", "changes", "named"), [
+    ("sac", {"allow_short": False}, "allow_short True before, False here"),
+    ("sac", {"max_weight": 0.5}, "max_weight 1.0 before, 0.5 here"),
+    ("dqn", {"allow_short": True}, "allow_short False before, True here"),
+])  # fmt: skip
+def test_a_target_with_other_bounds_of_actions_is_refused_by_name(form, changes, named):
+    before = {"allow_short": not changes["allow_short"]} if "allow_short" in changes else {}
+    env = market(form, **before)
+    agent = create_rl_agent(form, env.observation_space_dim, env.action_space_dim, FORMS[form])
+    trainer = TransferLearningTrainer(agent).pretrain({"a": env}, 30, n_envs=2)
+    with pytest.raises(ValueError, match=f"another position in the target: {named}"):
+        trainer.student(market(form, 3, **(before | changes)))
+
+
+def test_a_student_has_seen_the_prices_that_its_parent_has():
+    trainer = pretrained("sac")
+    assert "seen_until" not in trainer.student(market("sac", 3)).environment_spec
+    trainer.agent.environment_spec = trainer.agent.environment_spec | {"seen_until": "2030-01-01T00:00:00+00:00"}
+    assert trainer.student(market("sac", 3)).environment_spec["seen_until"] == "2030-01-01T00:00:00+00:00"
+    assert "seen_until" not in trainer.scratch(market("sac", 3)).environment_spec
+
+
+def test_a_report_on_seen_prices_says_in_sample_everywhere():
+    trainer, target = pretrained("sac"), market("sac", 3)
+    report = trainer.fine_tune(target, 20, n_evaluations=1, n_envs=2)
+    result = evaluate_agent(report.agent, target, n_bootstrap=0)
+    page = transfer_report_html(report, result)
+    assert "(in sample)" in report.verdict()
+    assert "In sample, " in page
+    assert "Out of sample" not in page
 
 
 def test_settings_that_make_no_sense_are_refused():

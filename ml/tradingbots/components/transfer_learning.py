@@ -125,6 +125,7 @@ class TransferLearningTrainer:
     def student(self, target_env: TradingEnvironment, *, n_envs: int = 16) -> BaseAgent:
         """Return a new agent that begins in a target market with what the pretrained one knows; it has no memory.
 
+        Where the pretrained agent says until when it has seen prices (`environment_spec["seen_until"]`), so does the student.
         Optimisers begin anew, target networks stand where the networks do. Rates are not set: `schedule.apply` does that,
         or the callback `training.fine_tuning.FineTuning` in a run of `train_rl_agent`.
 
@@ -134,6 +135,8 @@ class TransferLearningTrainer:
         self.check_target(target_env)
         env = target_accounts(target_env, n_envs=n_envs, device=str(self.agent.device), seed=self.seed)
         student = self._new_agent(self.seed, env)
+        if (seen := self.agent.environment_spec.get("seen_until")) is not None:
+            student.environment_spec = student.environment_spec | {"seen_until": seen}
         kept = [name for name in MODULES if name not in self.reinitialize]
         copy_parameters(self.agent, student, modules=kept, exploration=not self.reset_exploration)
         if not self.reset_exploration:
@@ -226,7 +229,7 @@ class TransferLearningTrainer:
 
         Raises:
             TypeError: it is no `TradingEnvironment`, or takes another kind of actions.
-            ValueError: it shows other observations.
+            ValueError: it shows other observations, or bounds weights differently.
         """
         if not isinstance(env, TradingEnvironment):
             raise TypeError(f"the target must be a TradingEnvironment, got {type(env).__name__}")
@@ -250,6 +253,17 @@ class TransferLearningTrainer:
                 "features, window_size and number of assets, or pretrain on markets like it"
             )
         check_fits(env.action_space, agent)
+        limits = [spec.get("config", {}) for spec in (before, now)]
+        changed = [
+            f"{name} {limits[0][name]} before, {limits[1][name]} here"
+            for name in ("allow_short", "max_weight")
+            if name in limits[0] and limits[0][name] != limits[1][name]
+        ]
+        if changed:
+            raise ValueError(
+                f"the same output of the policy would be another position in the target: {'; '.join(changed)}. Give the "
+                "target the same bounds of actions, or pretrain with those that it has"
+            )
 
     def _new_agent(self, seed: int, env: TradingVectorEnv) -> BaseAgent:
         agent = self.agent
