@@ -70,8 +70,8 @@ class Transfer(Generic[ConfigT]):
     """Pull towards the pretrained weights."""
     reinitialize: tuple[Module, ...] = ()
     """Modules that begin with new weights."""
-    on_negative: Literal["warn", "reinitialize"] = "warn"
-    """Whether to say so only, or to begin anew, where the transferred agent begins worse than an untrained one."""
+    on_negative: Literal["warn", "reinitialize"] = "reinitialize"
+    """Whether to begin anew, or to say so only, where the transferred agent begins worse than an untrained one."""
     n_evaluations: int = 20
     """Scores on a learning curve."""
     n_envs: int = 16

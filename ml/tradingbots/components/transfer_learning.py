@@ -47,9 +47,9 @@ class TransferLearningTrainer:
         reinitialize: modules that begin with new first weights in the target market, e.g. ("heads",).
         reset_exploration: whether the agent explores as a new one does: standard deviations, temperature and schedules
             begin anew. False carries them over, timesteps so far included.
-        on_negative: what to do where the transferred agent begins worse than an untrained one: "warn" says so in the
-            report; "reinitialize", where that is so on the prices to learn from, throws away what was transferred, the
-            source's scales included, and freezes nothing.
+        on_negative: what to do where the transferred agent begins worse than an untrained one: "reinitialize", where that
+            is so on the prices to learn from, throws away what was transferred, the source's scales included, and freezes
+            nothing; "warn" only says so in the report.
         seed: of fine-tuned agents and starts; scratch has the next one. None takes the agent's.
 
     Raises:
@@ -70,7 +70,7 @@ class TransferLearningTrainer:
         l2_sp: float = 0.0,
         reinitialize: tuple[ModuleName, ...] = (),
         reset_exploration: bool = True,
-        on_negative: OnNegative = "warn",
+        on_negative: OnNegative = "reinitialize",
         seed: int | None = None,
     ) -> None:
         if not isinstance(agent, BaseAgent):
