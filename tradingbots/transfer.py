@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,6 +125,9 @@ def run(argv: list[str]) -> int:
     run_dir = Path(arguments.run_dir)
     settings = settings_of("transfer", arguments)
     settings["arguments"].pop("progress")  # How a run is watched may change.
+    if arguments.pretrained is not None:  # Another agent may lie where this one did.
+        digest = hashlib.sha256(Path(arguments.pretrained).read_bytes()).hexdigest()
+        settings["arguments"]["pretrained"] = {"path": arguments.pretrained, "sha256": digest}
     with claimed(run_dir, settings, resume=arguments.resume, overwrite=arguments.overwrite) as runs:
         _announce(arguments, markets, trainer, run_dir)
         try:

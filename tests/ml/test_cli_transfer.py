@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+import torch
 
 from ml.tradingbots.components import load_rl_agent
 from ml.tradingbots.data.synthetic import autoregressive
@@ -117,6 +118,32 @@ def test_an_interrupted_run_goes_on_to_the_same_end(files, run, tmp_path, capsys
     monkeypatch.undo()
     assert main(arguments(files, folder, "--resume")) == 0
     assert (folder / "curves.csv").read_text() == (run / "curves.csv").read_text()
+
+
+def test_what_a_source_did_from_the_test_on_changes_nothing(files, tmp_path):
+    prices = pd.read_csv(files / "a.csv", index_col="date")
+    for name in ("one", "other"):  # Files of one name: an agent knows how its assets are called.
+        (tmp_path / name).mkdir()
+        prices.to_csv(tmp_path / name / "source.csv")
+        prices.loc[prices.index >= TRAIN_END] *= 3.0
+        assert main(arguments(files, tmp_path / name / "run", sources=(tmp_path / name / "source",))) == 0
+    runs = [tmp_path / name / "run" for name in ("one", "other")]
+    assert len({(folder / "curves.csv").read_text() for folder in runs}) == 1
+    for file in ("pretrained.pt", "agent.pt"):
+        one, other = (load_rl_agent(folder / file) for folder in runs)
+        assert one.environment_spec == other.environment_spec
+        assert all(map(torch.equal, one.normalizer.state_dict().values(), other.normalizer.state_dict().values()))
+        assert all(map(torch.equal, one.actor.state_dict().values(), other.actor.state_dict().values())), file
+
+
+def test_a_run_is_not_resumed_with_another_agent_in_the_same_file(files, run, tmp_path, capsys):
+    file = tmp_path / "mine.pt"
+    given = arguments(files, tmp_path / "run", "--pretrained", str(file), sources=())
+    file.write_bytes((run / "pretrained.pt").read_bytes())
+    assert main(given) == 0
+    file.write_bytes((run / "scratch.pt").read_bytes())
+    capsys.readouterr()
+    assert "--pretrained.sha256 was" in refused(capsys, *given, "--resume")
 
 
 def test_mistakes_are_one_line(files, run, tmp_path, capsys):

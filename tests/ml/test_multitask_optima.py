@@ -62,6 +62,12 @@ def test_assets_with_few_bars_learn_from_each_other_soon() -> None:
     assert np.mean(alone) <= 0.6
 
 
+def test_least_squares_are_judged_on_the_same_path_whatever_number_of_assets_was_trained() -> None:
+    recipe = dataclasses.replace(SCARCE, timesteps_per_task=128, n_test_bars=8_192)
+    found = [scarce_shares(seed=100, n_assets=n, n_judged=1, recipe=recipe).shares["linear"] for n in (1, 3)]
+    assert found[0] == found[1]
+
+
 # In full: five seeds.
 
 

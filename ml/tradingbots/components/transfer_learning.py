@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -183,7 +184,14 @@ class TransferLearningTrainer:
             Curves and measures; `report.agent` is the fine-tuned agent.
         """
         _check_counts(total_timesteps=total_timesteps, n_envs=n_envs, n_evaluations=n_evaluations)
-        rate, judged = score_of(score), eval_env if eval_env is not None else target_env
+        if threshold is not None and (
+            isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not math.isfinite(threshold)
+        ):
+            raise ValueError(f"threshold must be a finite score or None, got {threshold!r}")
+        self.check_target(target_env)
+        if eval_env is not None:
+            self.check_target(eval_env, "eval_env")
+        rate, judged = _checked(score_of(score)), eval_env if eval_env is not None else target_env
         student, new = self.student(target_env, n_envs=n_envs), self.scratch(target_env, n_envs=n_envs)
         zero_shot, untrained = rate(student, judged), rate(new, judged)
         starts_over = self.harms(student, new, target_env, rate)
@@ -224,7 +232,7 @@ class TransferLearningTrainer:
         own = ("normalizer", "blend_weight", "reinitialize", "reset_exploration", "on_negative", "seed")
         return {"agent_type": self.agent.agent_type, **schedule, **{name: getattr(self, name) for name in own}}
 
-    def check_target(self, env: TradingEnvironment) -> None:
+    def check_target(self, env: TradingEnvironment, what: str = "the target") -> None:
         """Refuse a target market that the agent cannot see or act in, by what differs.
 
         Raises:
@@ -232,7 +240,7 @@ class TransferLearningTrainer:
             ValueError: it shows other observations, or bounds weights differently.
         """
         if not isinstance(env, TradingEnvironment):
-            raise TypeError(f"the target must be a TradingEnvironment, got {type(env).__name__}")
+            raise TypeError(f"{what} must be a TradingEnvironment, got {type(env).__name__}")
         agent, now = self.agent, env.specification()
         agent._require_networks()
         before = agent.environment_spec
@@ -319,6 +327,18 @@ def _scale_fresh(agent: BaseAgent, env: Any) -> None:
     if agent.num_timesteps == 0:
         agent.normalizer.fix(*env.observation_statistics())
     agent.scale_rewards = True
+
+
+def _checked(score: Score) -> Score:
+    """Return a score that is refused where it is no number."""
+
+    def rate(agent: Any, env: TradingEnvironment) -> float:
+        value: Any = score(agent, env)  # Whoever wrote it may return anything.
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ValueError(f"score must return a finite number for an agent and an environment, got {value!r}")
+        return float(value)
+
+    return rate
 
 
 def _named(value: Any) -> str:
