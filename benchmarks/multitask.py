@@ -9,15 +9,18 @@ A share is a mean log return per bar over the optimum's on the same bars.
 
 from __future__ import annotations
 
+import ast
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import tyro
-from records import Records, conditions
+from records import Records, conditions, digest
 
+from ml.tradingbots.training import multitask_optima
 from ml.tradingbots.training.multitask_optima import (
     CONFLICT,
     N_ASSETS,
@@ -79,8 +82,9 @@ def main(options: Options) -> None:
     """Run, print and keep."""
     torch.set_num_threads(1)
     records = Records("multitask", save=options.save, resume=options.resume)
+    source = digest(ast.dump(ast.parse(Path(multitask_optima.__file__).read_text(encoding="utf-8"))))
     for form, seed in _jobs(options):
-        under = conditions({"case": form.case, "what": form.what, "recipe": form.settings})
+        under = conditions({"case": form.case, "what": form.what, "recipe": form.settings, "cases": source})
         key = f"{form.case}, {form.what}, seed {seed}"
         row = records.done(key, under)
         if row is None:

@@ -69,7 +69,7 @@ class MultiTask(Generic[ConfigT]):
     rewards: Annotated[str | None, tyro.conf.arg(metavar="NAME,NAME")] = None
     """Rewards as tasks, e.g. log_return,sortino; None makes each asset a task."""
     test_start: OptionalDate = None
-    """First date of the test; training sees nothing from it on. None keeps the last fifth of the bars for it."""
+    """First date of the test; training sees nothing from it on. None keeps at least the last fifth of every table for it."""
     train_start: OptionalDate = None
     """First date of training; None is the beginning of the data."""
     test_end: OptionalDate = None
@@ -179,9 +179,10 @@ def _tasks(arguments: MultiTask[Any]) -> _Tasks:
     """Cut the prices of every task at the date."""
     tables = {source: load_bars(source) for source in arguments.data}
     if arguments.test_start is None:
-        used = next(iter(tables.values())).between(arguments.train_start, arguments.test_end)
-        start = str(used.timestamps[int(used.n_bars * (1.0 - TEST_SHARE))].isoformat())
-        arguments = dataclasses.replace(arguments, test_start=start)
+        # The earliest of their dates: whatever order the tables are named in, each keeps at least its last fifth.
+        used = [table.between(arguments.train_start, arguments.test_end) for table in tables.values()]
+        start = min(table.timestamps[int(table.n_bars * (1.0 - TEST_SHARE))] for table in used)
+        arguments = dataclasses.replace(arguments, test_start=start.isoformat())
     if arguments.rewards is not None:
         (bars,) = tables.values()
         names = [name.strip() for name in arguments.rewards.split(",") if name.strip()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,8 +71,8 @@ class Transfer(Generic[ConfigT]):
     """Pull towards the pretrained weights."""
     reinitialize: tuple[Module, ...] = ()
     """Modules that begin with new weights."""
-    on_negative: Literal["warn", "reinitialize"] = "warn"
-    """Whether to say so only, or to begin anew, where the transferred agent begins worse than an untrained one."""
+    on_negative: Literal["warn", "reinitialize"] = "reinitialize"
+    """Whether to begin anew, or to say so only, where the transferred agent begins worse than an untrained one."""
     n_evaluations: int = 20
     """Scores on a learning curve."""
     n_envs: int = 16
@@ -124,6 +125,9 @@ def run(argv: list[str]) -> int:
     run_dir = Path(arguments.run_dir)
     settings = settings_of("transfer", arguments)
     settings["arguments"].pop("progress")  # How a run is watched may change.
+    if arguments.pretrained is not None:  # Another agent may lie where this one did.
+        digest = hashlib.sha256(Path(arguments.pretrained).read_bytes()).hexdigest()
+        settings["arguments"]["pretrained"] = {"path": arguments.pretrained, "sha256": digest}
     with claimed(run_dir, settings, resume=arguments.resume, overwrite=arguments.overwrite) as runs:
         _announce(arguments, markets, trainer, run_dir)
         try:
@@ -257,7 +261,8 @@ def _learn_all(
         agent=agents[FINE_TUNED],
         scratch_agent=agents[SCRATCH],
     )
-    return report, EvaluationResult.from_trajectories(judged.agent, baselines, seed=arguments.seed)
+    sample: Literal["out of sample", "in sample"] = "out of sample" if report.out_of_sample else "in sample"
+    return report, EvaluationResult.from_trajectories(judged.agent, baselines, seed=arguments.seed, sample=sample)
 
 
 def _pretrained(arguments: Transfer[Any], markets: Markets, trainer: TransferLearningTrainer, runs: Path) -> Any:

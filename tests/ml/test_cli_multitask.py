@@ -86,6 +86,20 @@ def test_tables_of_one_asset_each_are_tasks_by_the_names_of_their_files(files, t
     assert list(matrix.index) == ["one", "three AAPL", "three MSFT", "three XOM"]
 
 
+@pytest.mark.parametrize("order", [("long", "short"), ("short", "long")])
+def test_by_default_every_table_keeps_its_last_fifth_in_whatever_order(order, files, tmp_path):
+    closes = pd.read_csv(files / "three.csv", index_col="date")[["AAPL"]].rename(columns={"AAPL": "close"})
+    closes.to_csv(tmp_path / "long.csv")
+    closes.iloc[:250].to_csv(tmp_path / "short.csv")
+    sources = [str(tmp_path / f"{name}.csv") for name in order]
+    flags = [*SMALL[:-2], "--no-controls", "--run-dir", str(tmp_path / "run")]
+    assert main(["multitask", "--data", *sources, *flags]) == 0
+    agent = MultiTaskRLAgent.load(tmp_path / "run" / "agent.pt")
+    # The bar before the 200th of the 250 of the shorter table.
+    seen = pd.Timestamp(agent.for_task("long").environment_spec["seen_until"])
+    assert seen == pd.Timestamp(closes.index[199], tz="UTC")
+
+
 def test_a_run_that_was_cut_goes_on_to_the_same_end(run, files, tmp_path, monkeypatch):
     """Stopped after the agent of all tasks and one control: what was done is not done again."""
     folder = tmp_path / "cut"

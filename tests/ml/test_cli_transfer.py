@@ -119,6 +119,26 @@ def test_an_interrupted_run_goes_on_to_the_same_end(files, run, tmp_path, capsys
     assert (folder / "curves.csv").read_text() == (run / "curves.csv").read_text()
 
 
+def test_what_a_source_did_from_the_test_on_changes_nothing(files, tmp_path):
+    prices = pd.read_csv(files / "a.csv", index_col="date")
+    for name in ("one", "other"):  # From one file: an agent knows how its markets are called.
+        prices.to_csv(tmp_path / "source.csv")
+        prices.loc[prices.index >= TRAIN_END] *= 3.0
+        assert main(arguments(files, tmp_path / name, sources=(tmp_path / "source",))) == 0
+    for file in ("pretrained.pt", "agent.pt", "scratch.pt", "curves.csv"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "other" / file).read_bytes(), file
+
+
+def test_a_run_is_not_resumed_with_another_agent_in_the_same_file(files, run, tmp_path, capsys):
+    file = tmp_path / "mine.pt"
+    given = arguments(files, tmp_path / "run", "--pretrained", str(file), sources=())
+    file.write_bytes((run / "pretrained.pt").read_bytes())
+    assert main(given) == 0
+    file.write_bytes((run / "scratch.pt").read_bytes())
+    capsys.readouterr()
+    assert "--pretrained.sha256 was" in refused(capsys, *given, "--resume")
+
+
 def test_mistakes_are_one_line(files, run, tmp_path, capsys):
     target, new = files / "target.csv", tmp_path / "new"
     assert "one of them" in refused(capsys, "transfer", "--target", target, "--run-dir", new)

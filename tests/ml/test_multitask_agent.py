@@ -113,6 +113,14 @@ def test_surgery_takes_away_what_points_against_another_task() -> None:
     )
 
 
+def test_a_gradient_is_projected_as_it_was_left_by_the_task_before() -> None:
+    # By hand: (−1, 0) meets (1, 0) and (1, 1). First (1, 0): (0, 0), which conflicts with nothing. First (1, 1): (−½, ½),
+    # then (0, ½). (1, 0) is left with nothing, (1, 1) with (0, 1).
+    gradients = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    found = {tuple(project_conflicts(gradients, torch.Generator().manual_seed(n)).tolist()) for n in range(20)}
+    assert found == {(0.0, 1.0), (0.0, 1.5)}
+
+
 def test_a_loss_with_surgery_is_the_loss_with_the_gradient_of_the_surgery() -> None:
     weight = torch.tensor([1.0, 2.0], requires_grad=True)
     observation = torch.tensor(
@@ -354,6 +362,14 @@ def _change(content: dict[str, Any], name: str) -> None:
         object.__setattr__(content["config"], "agent_type", "td3")
     elif name == "scales":
         learner["learned"]["task_scales"] = -learner["learned"]["task_scales"]
+    elif name == "no specification":
+        task["specification"] = {}
+    elif name == "features":
+        task["specification"]["features"] = 3
+    elif name == "environment":
+        task["specification"]["config"] = {"window_size": "x"}
+    elif name == "escape":
+        task["name"] = "\n\x1b[31mX"
     elif name == "dimensions":
         learner["dimensions"]["state_dim"] = 2
     else:
@@ -362,7 +378,22 @@ def _change(content: dict[str, Any], name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["deviation", "statistics", "names", "fewer", "trunk", "heads", "type", "scales", "dimensions", "tasks"],
+    [
+        "deviation",
+        "statistics",
+        "names",
+        "fewer",
+        "trunk",
+        "heads",
+        "type",
+        "scales",
+        "dimensions",
+        "tasks",
+        "no specification",
+        "features",
+        "environment",
+        "escape",
+    ],
 )
 def test_a_file_that_makes_no_sense_is_refused(name: str, tmp_path: Path) -> None:
     path = agent_of().train(80, n_envs=4).save(tmp_path / "agent.pt")
@@ -396,7 +427,14 @@ def test_tasks_and_settings_that_do_not_fit_are_refused() -> None:
     for settings in ({"trunk_dims": ()}, {"embedding_dim": 0}, {"gradients": "mean"}, {"agent_type": "sarsa"}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             MultiTaskConfig(**settings)  # type: ignore[arg-type]
+    for name in ("", " ", "a\nb", 1):
+        with pytest.raises(ValueError, match="names of tasks must be text, not empty and without control characters"):
+            MultiTaskRLAgent({name: market()})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="config must be a MultiTaskConfig, got dict"):
+        MultiTaskRLAgent(tasks(), {"agent_type": "a2c"})  # type: ignore[arg-type]
     agent = agent_of()
+    with pytest.raises(ValueError, match=r"no task None\."):
+        agent.for_task(None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"no task 'aa'\. Did you mean 'a'"):
         agent.for_task("aa")
     with pytest.raises(ValueError, match="same window_size, features"):

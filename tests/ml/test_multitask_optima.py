@@ -12,9 +12,17 @@ import torch
 from ml.tradingbots.components import TradingEnvConfig, TradingEnvironment
 from ml.tradingbots.components.a2c_agent import A2CConfig
 from ml.tradingbots.components.meta_learning import MultiTaskConfig, MultiTaskRLAgent
+from ml.tradingbots.components.sac_agent import SACConfig
 from ml.tradingbots.data.synthetic import autoregressive
 from ml.tradingbots.training.evaluation import evaluate_agent
-from ml.tradingbots.training.multitask_evaluation import AGENT, SINGLE, TRANSFER, evaluate_tasks, train_single_tasks
+from ml.tradingbots.training.multitask_evaluation import (
+    AGENT,
+    SINGLE,
+    TRANSFER,
+    evaluate_tasks,
+    single_task_agent,
+    train_single_tasks,
+)
 from ml.tradingbots.training.multitask_optima import (
     CONFLICT,
     REWARDS,
@@ -23,6 +31,7 @@ from ml.tradingbots.training.multitask_optima import (
     reward_shares,
     scarce_shares,
 )
+from ml.tradingbots.training.multitask_report import as_text
 
 torch.set_num_threads(1)
 SEEDS = range(5)
@@ -51,6 +60,12 @@ def test_assets_with_few_bars_learn_from_each_other_soon() -> None:
     alone = [scarce_shares(seed=seed, n_assets=1, n_judged=1, recipe=recipe).shares["assets"] for seed in (100, 101)]
     assert min(together["assets"], together["unseen"]) >= 0.75
     assert np.mean(alone) <= 0.6
+
+
+def test_least_squares_are_judged_on_the_same_path_whatever_number_of_assets_was_trained() -> None:
+    recipe = dataclasses.replace(SCARCE, timesteps_per_task=128, n_test_bars=8_192)
+    found = [scarce_shares(seed=100, n_assets=n, n_judged=1, recipe=recipe).shares["linear"] for n in (1, 3)]
+    assert found[0] == found[1]
 
 
 # In full: five seeds.
@@ -141,6 +156,41 @@ def test_negative_transfer_is_what_learning_together_cost(
     assert "learning alone" in found.verdict()
 
 
+def off_policy(**settings: int) -> MultiTaskRLAgent:
+    config = TradingEnvConfig(window_size=2)
+    environments = {
+        f"t{seed}": TradingEnvironment(autoregressive(200, seed=seed).prices, config) for seed in range(1, 5)
+    }
+    fields = {"hidden_dims": (8,), "batch_size": 16, "learning_starts": 400} | settings
+    agent_config = SACConfig(**fields)  # type: ignore[arg-type]
+    return MultiTaskRLAgent(environments, MultiTaskConfig(agent_config=agent_config, trunk_dims=(8,)))
+
+
+def test_controls_begin_to_learn_after_their_share_of_the_random_timesteps() -> None:
+    agent = off_policy(buffer_size=2_000).train(800, n_envs=4)
+    controls = train_single_tasks(agent, n_envs=4)
+    for policy in controls.values():
+        assert policy.learner.num_timesteps == agent.learner.num_timesteps / 4
+        assert policy.learner.num_updates > 0
+        assert (policy.config.learning_starts, policy.config.buffer_size) == (100, 500)
+    small = single_task_agent(off_policy(learning_starts=40), "t1").learner.config
+    assert (small.learning_starts, small.batch_size) == (16, 16)
+
+
+def test_who_took_no_gradient_step_is_not_compared_but_named() -> None:
+    agent = off_policy().train(800, n_envs=4)
+    controls = train_single_tasks(agent, timesteps_per_task=200, n_envs=4)
+    controls["t2"] = train_single_tasks(agent, timesteps_per_task=40, n_envs=4)["t2"]
+    found = evaluate_tasks(agent, agent.environments, single_task=controls)
+    assert found.comparison[SINGLE].isna().tolist() == [False, True, False, False]
+    assert found.comparison[TRANSFER].isna().tolist() == [False, True, False, False]
+    assert "controls of t2 took no gradient step" in found.verdict()
+    assert as_text(found.comparison, found.score).loc["t2", SINGLE] == "–"
+    idle = evaluate_tasks(off_policy().train(80, n_envs=4), agent.environments)
+    assert idle.comparison[AGENT].isna().all()
+    assert "agent of all tasks took no gradient step" in idle.verdict()
+
+
 def test_a_policy_that_is_stopped_out_holds_cash_from_then_on() -> None:
     agent, unseen = trained()
     strict = {
@@ -162,3 +212,14 @@ def test_what_cannot_be_evaluated_is_refused(
         evaluate_tasks(agent, {"repeats": unseen["repeats"]})
     with pytest.raises(ValueError, match="score must be one of"):
         evaluate_tasks(agent, unseen, score="luck")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="single_task must be 'train', None, or policies by task, got 'trained'"):
+        evaluate_tasks(agent, unseen, single_task="trained")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="policies by task, got a list"):
+        evaluate_tasks(agent, unseen, single_task=["repeats"])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="single_task names 'Repeats', which is no task: repeats, reverses"):
+        evaluate_tasks(agent, unseen, single_task={"Repeats": agent.for_task("repeats")})
+    with pytest.raises(TypeError, match="that of 'reverses' is of type int"):
+        evaluate_tasks(agent, unseen | {"reverses": 1})  # type: ignore[dict-item]
+    other = dataclasses.replace(unseen["repeats"].config, window_size=4)
+    with pytest.raises(ValueError, match="same window_size"):
+        evaluate_tasks(agent, unseen | {"repeats": TradingEnvironment(unseen["repeats"].market.bars, other)})

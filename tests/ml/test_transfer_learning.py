@@ -25,9 +25,10 @@ from ml.tradingbots.components.transfer_learning import target_accounts
 from ml.tradingbots.components.transfer_results import timesteps_to
 from ml.tradingbots.components.transfer_scaling import random_reward_variance
 from ml.tradingbots.data.synthetic import autoregressive
-from ml.tradingbots.training import RLTrainingConfig, train_rl_agent
+from ml.tradingbots.training import RLTrainingConfig, evaluate_agent, train_rl_agent
 from ml.tradingbots.training.callbacks import CheckpointCallback
 from ml.tradingbots.training.fine_tuning import FineTuning, ScoreCurve
+from ml.tradingbots.training.transfer_report import transfer_report_html
 
 ON_POLICY = {"hidden_dim": 8, "n_steps": 5}
 OFF_POLICY = {"hidden_dim": 8, "batch_size": 8, "learning_starts": 20, "buffer_size": 200}
@@ -62,6 +63,8 @@ def market(form="sac", seed=1, volatility=0.01, n_bars=60, **changes):
 
 
 def pretrained(form, total=60, **settings):
+    # So little training is often worse than none; only some tests are about that.
+    settings.setdefault("on_negative", "warn")
     env = market(form)
     config = FORMS[form]
     agent = create_rl_agent(
@@ -410,6 +413,23 @@ def test_a_resumed_fine_tuning_ends_where_an_uninterrupted_one_does(form, tmp_pa
     assert points == found == dict.fromkeys([0, 50, 100, 150, 200], 1.0)
 
 
+def test_a_fine_tuning_is_not_resumed_with_another_schedule(tmp_path):
+    trainer, target = pretrained("sac", unfreeze_at={0.5: ("trunk",)}), market("sac", 3)
+    settings = {"n_envs": 2, "normalize_observations": False, "progress": False}
+    keep = CheckpointCallback(40, tmp_path, resumable=True)
+    config = RLTrainingConfig(total_timesteps=40, **settings)
+    train_rl_agent(trainer.student(target), target, config, [FineTuning(trainer.schedule), keep])
+    other = FineTuning(dataclasses.replace(trainer.schedule, l2_sp=0.5))
+    with pytest.raises(ValueError, match=r"another schedule: l2_sp was 0.0, now 0.5"):
+        train_rl_agent(
+            trainer.student(target),
+            target,
+            RLTrainingConfig(total_timesteps=80, **settings),
+            [other, keep],
+            resume_from=tmp_path / "agent_40.pt",
+        )
+
+
 class Stop(CheckpointCallback):
     """Ends a run after some timesteps."""
 
@@ -548,6 +568,38 @@ def test_agents_that_cannot_see_the_target_are_told_what_differs():
         trainer.fine_tune("CartPole-v1", 10)
 
 
+@pytest.mark.parametrize(("form", "changes", "named"), [
+    ("sac", {"allow_short": False}, "allow_short True before, False here"),
+    ("sac", {"max_weight": 0.5}, "max_weight 1.0 before, 0.5 here"),
+    ("dqn", {"allow_short": True}, "allow_short False before, True here"),
+])  # fmt: skip
+def test_a_target_with_other_bounds_of_actions_is_refused_by_name(form, changes, named):
+    before = {"allow_short": not changes["allow_short"]} if "allow_short" in changes else {}
+    env = market(form, **before)
+    agent = create_rl_agent(form, env.observation_space_dim, env.action_space_dim, FORMS[form])
+    trainer = TransferLearningTrainer(agent).pretrain({"a": env}, 30, n_envs=2)
+    with pytest.raises(ValueError, match=f"another position in the target: {named}"):
+        trainer.student(market(form, 3, **(before | changes)))
+
+
+def test_a_student_has_seen_the_prices_that_its_parent_has():
+    trainer = pretrained("sac")
+    assert "seen_until" not in trainer.student(market("sac", 3)).environment_spec
+    trainer.agent.environment_spec = trainer.agent.environment_spec | {"seen_until": "2030-01-01T00:00:00+00:00"}
+    assert trainer.student(market("sac", 3)).environment_spec["seen_until"] == "2030-01-01T00:00:00+00:00"
+    assert "seen_until" not in trainer.scratch(market("sac", 3)).environment_spec
+
+
+def test_a_report_on_seen_prices_says_in_sample_everywhere():
+    trainer, target = pretrained("sac"), market("sac", 3)
+    report = trainer.fine_tune(target, 20, n_evaluations=1, n_envs=2)
+    result = evaluate_agent(report.agent, target, n_bootstrap=0)
+    page = transfer_report_html(report, result)
+    assert "(in sample)" in report.verdict()
+    assert "In sample, " in page
+    assert "Out of sample" not in page
+
+
 def test_settings_that_make_no_sense_are_refused():
     agent = pretrained("sac").agent
     with pytest.raises(TypeError, match="agent must be one of create_rl_agent or load_rl_agent, got Linear"):
@@ -562,6 +614,29 @@ def test_settings_that_make_no_sense_are_refused():
         TransferLearningTrainer(agent).fine_tune(market("sac"), 0)
     with pytest.raises(ValueError, match="score must be 'sharpe_ratio' or 'log_growth'"):
         TransferLearningTrainer(agent).fine_tune(market("sac"), 10, score="sharp")
+
+
+@pytest.mark.parametrize(("settings", "error", "said"), [
+    ({"layer_decay": "0.5"}, TypeError, "layer_decay must be a number, got '0.5'"),
+    ({"l2_sp": None}, TypeError, "l2_sp must be a number, got None"),
+    ({"unfreeze_at": {"0.5": ("trunk",)}}, TypeError, "a key of unfreeze_at must be a number, got '0.5'"),
+    ({"freeze": None}, ValueError, "freeze must be a tuple of modules, got None"),
+])  # fmt: skip
+def test_settings_of_other_types_are_refused_by_name(settings, error, said):
+    with pytest.raises(error, match=said):
+        TransferLearningTrainer(pretrained("sac").agent, **settings)
+
+
+@pytest.mark.parametrize(("settings", "error", "said"), [
+    ({"threshold": "x"}, ValueError, "threshold must be a finite score or None, got 'x'"),
+    ({"threshold": math.nan}, ValueError, "threshold must be a finite score or None, got nan"),
+    ({"eval_env": "x"}, TypeError, "eval_env must be a TradingEnvironment, got str"),
+    ({"score": lambda *_: None}, ValueError, "score must return a finite number .* got None"),
+    ({"score": lambda *_: math.nan}, ValueError, "score must return a finite number .* got nan"),
+])  # fmt: skip
+def test_what_cannot_be_judged_is_refused_before_anything_is_learned(settings, error, said):
+    with pytest.raises(error, match=said):
+        pretrained("sac").fine_tune(market("sac", 3), 10**9, **settings)
 
 
 # --- Negative transfer
@@ -593,6 +668,20 @@ def test_a_worse_start_than_an_untrained_agents_is_said_and_can_be_thrown_away(c
     assert kept is (choice == "warn")
     assert bool(report.curves["fine-tuned"][0] == report.zero_shot) is (choice == "warn")
     assert ("thrown away" in report.verdict()) is (choice == "reinitialize")
+
+
+@pytest.mark.parametrize("harmful_where", ["learned from", "held back"])
+def test_what_is_transferred_is_thrown_away_by_the_prices_to_learn_from_alone(harmful_where):
+    target, unseen = market("sac", 3), market("sac", 4)
+    harmful = target if harmful_where == "learned from" else unseen
+
+    def score(agent, env):
+        return sign_score(agent, env) * (1.0 if env is harmful else -1.0)
+
+    trainer = spoiled(on_negative="reinitialize")
+    report = trainer.fine_tune(target, 60, eval_env=unseen, n_evaluations=2, n_envs=2, score=score)
+    assert report.reinitialized is (harmful_where == "learned from")
+    assert report.is_negative is (harmful_where == "held back")
 
 
 def test_thrown_away_means_learning_as_from_scratch(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,10 @@ class FreezingSchedule:
             raise TypeError(
                 f"unfreeze_at must be a dictionary such as {{0.5: ('trunk',)}}, got {type(self.unfreeze_at).__name__}"
             )
+        for name in ("layer_decay", "learning_rate_factor", "l2_sp"):
+            _check_number(getattr(self, name), name)
+        for share in self.unfreeze_at:
+            _check_number(share, "a key of unfreeze_at")
         thawed = {share: check_modules(names, "unfreeze_at") for share, names in sorted(self.unfreeze_at.items())}
         object.__setattr__(self, "unfreeze_at", thawed)
         for share, names in thawed.items():
@@ -94,6 +99,11 @@ class FreezingSchedule:
                 l2_sp=self.l2_sp,
                 anchors={parameter: value for parameter, value in pulls.items() if id(parameter) in own},
             )
+
+
+def _check_number(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def anchors_of(agent: BaseAgent) -> dict[str, Tensor]:

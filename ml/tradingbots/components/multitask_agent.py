@@ -18,6 +18,7 @@ from torch import Tensor
 from ml.tradingbots.components.agent_config import MAX_HIDDEN_DIM, MAX_LAYERS, AgentConfig, check_at_least_one
 from ml.tradingbots.components.agent_state import check_agent_state, check_dimensions
 from ml.tradingbots.components.config_checks import check_field_types, check_seed
+from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.multi_market import MultiMarketVectorEnv, Scaling
 from ml.tradingbots.components.rl_agents import AGENTS, CONFIG_CLASSES
 from ml.tradingbots.components.rl_environment import TradingEnvironment
@@ -129,6 +130,10 @@ class MultiTaskRLAgent:
         seed: int = 0,
         device: str = "cpu",
     ) -> None:
+        if config is not None and not isinstance(config, MultiTaskConfig):
+            raise TypeError(
+                f"config must be a MultiTaskConfig, got {type(config).__name__}; write MultiTaskConfig(...)"
+            )
         self.config = config or MultiTaskConfig()
         self.seed, self.device = check_seed(seed), device
         # Refuses what is no market and what does not fit together.
@@ -325,6 +330,7 @@ class MultiTaskRLAgent:
                 raise CheckpointError(f"{path}: a task must be a dictionary, got {shown(task)}")
             require_keys(task, path, name=str, specification=dict, mean=Tensor, std=Tensor)
             names.append(task["name"])
+            _check_specification(task["specification"], path)
             self._specifications[task["name"]] = task["specification"]
             self._scales[task["name"]] = MarketScale(task["mean"], task["std"])
             for values in (task["mean"], task["std"]):
@@ -342,6 +348,11 @@ class MultiTaskRLAgent:
     def _check_names(self) -> None:
         if not 1 <= len(self.names) <= MAX_TASKS or len(set(self.names)) != len(self.names):
             raise ValueError(f"tasks must be 1 to {MAX_TASKS:,}, each with a name of its own, got {len(self.names)}")
+        for name in self.names:
+            if not isinstance(name, str) or not name.strip() or not name.isprintable():
+                raise ValueError(
+                    f"names of tasks must be text, not empty and without control characters, got {shown(name)}"
+                )
 
     def _restored(self, state: dict[str, Any], path: str | Path) -> TaskLearner:
         """Return the learner that a file describes."""
@@ -371,11 +382,23 @@ class MultiTaskRLAgent:
         return TaskPolicy(self.learner, task, scale if self.config.scaling == "each" else None, specification)
 
     def _place(self, name: str) -> int:
-        if name not in self.names:
+        if not isinstance(name, str) or name not in self.names:
             raise ValueError(
-                f"there is no task {name!r}.{did_you_mean(name, self.names)} Tasks: {', '.join(self.names)}"
+                f"there is no task {name!r}.{did_you_mean(str(name), self.names)} Tasks: {', '.join(self.names)}"
             )
         return self.names.index(name)
+
+
+def _check_specification(specification: Mapping[str, Any], path: str | Path) -> None:
+    """Check that a file says of a task's environment what policies for it are asked for; raises CheckpointError."""
+    require_keys(dict(specification), path, features=(tuple, list), assets=(tuple, list), config=dict)
+    for key in ("features", "assets"):
+        if not all(isinstance(name, str) for name in specification[key]):
+            raise CheckpointError(f"{path}: {key} of a task must be names, got {shown(specification[key])}")
+    try:
+        TradingEnvConfig.from_dict(specification["config"])
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: the environment of a task was refused: {error}") from error
 
 
 KIND = "multitask agent"

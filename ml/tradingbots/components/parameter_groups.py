@@ -75,6 +75,8 @@ def check_modules(names: Iterable[str], what: str) -> tuple[ModuleName, ...]:
     """Return names of modules as given once they are known to be some; raises ValueError."""
     if isinstance(names, str):
         raise ValueError(f"{what} must be a tuple of modules, got the text {names!r}; write ({names!r},)")
+    if not isinstance(names, Iterable):
+        raise ValueError(f"{what} must be a tuple of modules, got {names!r}; () for none")
     given = tuple(names)
     for name in given:
         if name not in MODULES:

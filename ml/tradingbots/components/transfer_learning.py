@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args
 
@@ -47,9 +48,9 @@ class TransferLearningTrainer:
         reinitialize: modules that begin with new first weights in the target market, e.g. ("heads",).
         reset_exploration: whether the agent explores as a new one does: standard deviations, temperature and schedules
             begin anew. False carries them over, timesteps so far included.
-        on_negative: what to do where the transferred agent begins worse than an untrained one: "warn" says so in the
-            report; "reinitialize", where that is so on the prices to learn from, throws away what was transferred, the
-            source's scales included, and freezes nothing.
+        on_negative: what to do where the transferred agent begins worse than an untrained one: "reinitialize", where that
+            is so on the prices to learn from, throws away what was transferred, the source's scales included, and freezes
+            nothing; "warn" only says so in the report.
         seed: of fine-tuned agents and starts; scratch has the next one. None takes the agent's.
 
     Raises:
@@ -70,7 +71,7 @@ class TransferLearningTrainer:
         l2_sp: float = 0.0,
         reinitialize: tuple[ModuleName, ...] = (),
         reset_exploration: bool = True,
-        on_negative: OnNegative = "warn",
+        on_negative: OnNegative = "reinitialize",
         seed: int | None = None,
     ) -> None:
         if not isinstance(agent, BaseAgent):
@@ -130,6 +131,7 @@ class TransferLearningTrainer:
     def student(self, target_env: TradingEnvironment, *, n_envs: int = 16) -> BaseAgent:
         """Return a new agent that begins in a target market with what the pretrained one knows; it has no memory.
 
+        Where the pretrained agent says until when it has seen prices (`environment_spec["seen_until"]`), so does the student.
         Optimisers begin anew, target networks stand where the networks do. Rates are not set: `schedule.apply` does that,
         or the callback `training.fine_tuning.FineTuning` in a run of `train_rl_agent`.
 
@@ -139,6 +141,8 @@ class TransferLearningTrainer:
         self.check_target(target_env)
         env = target_accounts(target_env, n_envs=n_envs, device=str(self.agent.device), seed=self.seed)
         student = self._new_agent(self.seed, env)
+        if (seen := self.agent.environment_spec.get("seen_until")) is not None:
+            student.environment_spec = student.environment_spec | {"seen_until": seen}
         kept = [name for name in MODULES if name not in self.reinitialize]
         copy_parameters(self.agent, student, modules=kept, exploration=not self.reset_exploration)
         if not self.reset_exploration:
@@ -185,7 +189,14 @@ class TransferLearningTrainer:
             Curves and measures; `report.agent` is the fine-tuned agent.
         """
         _check_counts(total_timesteps=total_timesteps, n_envs=n_envs, n_evaluations=n_evaluations)
-        rate, judged = score_of(score), eval_env if eval_env is not None else target_env
+        if threshold is not None and (
+            isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not math.isfinite(threshold)
+        ):
+            raise ValueError(f"threshold must be a finite score or None, got {threshold!r}")
+        self.check_target(target_env)
+        if eval_env is not None:
+            self.check_target(eval_env, "eval_env")
+        rate, judged = _checked(score_of(score)), eval_env if eval_env is not None else target_env
         student, new = self.student(target_env, n_envs=n_envs), self.scratch(target_env, n_envs=n_envs)
         zero_shot, untrained = rate(student, judged), rate(new, judged)
         starts_over = self.harms(student, new, target_env, rate)
@@ -226,15 +237,15 @@ class TransferLearningTrainer:
         own = ("normalizer", "blend_weight", "reinitialize", "reset_exploration", "on_negative", "seed")
         return {"agent_type": self.agent.agent_type, **schedule, **{name: getattr(self, name) for name in own}}
 
-    def check_target(self, env: TradingEnvironment) -> None:
+    def check_target(self, env: TradingEnvironment, what: str = "the target") -> None:
         """Refuse a target market that the agent cannot see or act in, by what differs.
 
         Raises:
             TypeError: it is no `TradingEnvironment`, or takes another kind of actions.
-            ValueError: it shows other observations.
+            ValueError: it shows other observations, or bounds weights differently.
         """
         if not isinstance(env, TradingEnvironment):
-            raise TypeError(f"the target must be a TradingEnvironment, got {type(env).__name__}")
+            raise TypeError(f"{what} must be a TradingEnvironment, got {type(env).__name__}")
         agent, now = self.agent, env.specification()
         agent._require_networks()
         before = agent.environment_spec
@@ -255,6 +266,17 @@ class TransferLearningTrainer:
                 "features, window_size and number of assets, or pretrain on markets like it"
             )
         check_fits(env.action_space, agent)
+        limits = [spec.get("config", {}) for spec in (before, now)]
+        changed = [
+            f"{name} {limits[0][name]} before, {limits[1][name]} here"
+            for name in ("allow_short", "max_weight")
+            if name in limits[0] and limits[0][name] != limits[1][name]
+        ]
+        if changed:
+            raise ValueError(
+                f"the same output of the policy would be another position in the target: {'; '.join(changed)}. Give the "
+                "target the same bounds of actions, or pretrain with those that it has"
+            )
 
     def _new_agent(self, seed: int, env: TradingVectorEnv) -> BaseAgent:
         agent = self.agent
@@ -310,6 +332,18 @@ def _scale_fresh(agent: BaseAgent, env: Any) -> None:
     if agent.num_timesteps == 0:
         agent.normalizer.fix(*env.observation_statistics())
     agent.scale_rewards = True
+
+
+def _checked(score: Score) -> Score:
+    """Return a score that is refused where it is no number."""
+
+    def rate(agent: Any, env: TradingEnvironment) -> float:
+        value: Any = score(agent, env)  # Whoever wrote it may return anything.
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ValueError(f"score must return a finite number for an agent and an environment, got {value!r}")
+        return float(value)
+
+    return rate
 
 
 def _named(value: Any) -> str:

@@ -33,7 +33,7 @@ class TransferReport:
     score: str
     """What a score is."""
     out_of_sample: bool
-    """Whether scores are of prices that nobody learned from."""
+    """Whether scores are of prices that nobody learned from, the pretrained agent included."""
     reinitialized: bool = False
     """Whether what was transferred was thrown away, because it began worse than an untrained agent."""
     threshold_given: float | None = None
@@ -96,7 +96,7 @@ class TransferReport:
 
     def verdict(self) -> str:
         """Say in a few sentences what the transfer brought."""
-        where = "unseen prices" if self.out_of_sample else "the prices it learned from"
+        where = "unseen prices" if self.out_of_sample else "prices that count as seen (in sample)"
         start = (
             f"Before its first step in the target market the transferred agent scores {_figure(self.zero_shot)} on {where}, "
             f"an untrained one {_figure(self.untrained)} ({self.score_name})."

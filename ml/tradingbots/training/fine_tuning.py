@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -50,21 +51,36 @@ class FineTuning(Callback):
         FreezingSchedule(freeze=()).apply(state.agent)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the weights are pulled towards."""
-        return {"anchors": None if self.anchors is None else {name: w.clone() for name, w in self.anchors.items()}}
+        """Return what the weights are pulled towards, and the schedule."""
+        anchors = None if self.anchors is None else {name: w.clone() for name, w in self.anchors.items()}
+        return {"anchors": anchors, "schedule": self._settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what fine-tuning began with.
 
         Raises:
-            ValueError: it is not what was saved.
+            ValueError: it is not what was saved, or was saved with another schedule.
         """
+        saved, own = state["schedule"], self._settings()
+        if not isinstance(saved, dict) or saved.keys() != own.keys():
+            raise ValueError("schedule must be the settings of a FreezingSchedule by name")
+        if changed := [f"{name} was {saved[name]!r}, now {own[name]!r}" for name in own if saved[name] != own[name]]:
+            raise ValueError(
+                f"the fine-tuning was begun with another schedule: {'; '.join(changed)}. Resume it with the same one"
+            )
         anchors = state["anchors"]
         if anchors is not None and not (
             isinstance(anchors, dict) and all(isinstance(value, Tensor) for value in anchors.values())
         ):
             raise ValueError("anchors must be tensors by name")
         self.anchors = anchors
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the schedule as plain values."""
+        return dataclasses.asdict(self.schedule) | {
+            "freeze": list(self.schedule.freeze),
+            "unfreeze_at": [[share, list(names)] for share, names in self.schedule.unfreeze_at.items()],
+        }
 
     def _share(self, state: TrainingState) -> float:
         assert state.config.total_timesteps is not None

@@ -6,6 +6,7 @@ as well needs none of its own. Whether learning together helped is the last comp
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from ml.tradingbots.components.agent_config import AgentConfig, OffPolicyConfig
 from ml.tradingbots.components.multitask_agent import MultiTaskRLAgent
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.task_policy import TaskPolicy
@@ -41,6 +43,8 @@ class TaskEvaluation:
     """By task: account values at every close, from 1, of its own policy and of what it is compared with."""
     score: TaskScore
     """What scores are: annualised Sharpe ratio, total return, or mean reward per bar of the task's own reward."""
+    unlearned: tuple[str, ...] = ()
+    """Who took no gradient step and so has no score in `comparison`: "several tasks", or tasks whose control it was."""
 
     def table(self) -> pd.DataFrame:
         """Return the matrix, one row a policy, with the comparison of that policy's own task behind it."""
@@ -50,10 +54,17 @@ class TaskEvaluation:
         """Say in words whether learning together helped."""
         words = {"sharpe_ratio": "Sharpe ratio", "total_return": "total return", "reward": "mean reward per bar"}
         measure, rows = words[self.score], self.comparison
+        if AGENT in self.unlearned:
+            return "The agent of all tasks took no gradient step, so it is not compared: give it more timesteps."
         above = int((rows[AGENT] > rows[BUY_AND_HOLD]).sum())
         held = (
             f"Out of sample the agent of all tasks has a higher {measure} than buy-and-hold in {above} of {len(rows)}."
         )
+        if self.unlearned:
+            held = (
+                f"{held} The controls of {', '.join(self.unlearned)} took no gradient step, so they are not "
+                "compared: give them more timesteps."
+            )
         known = rows[TRANSFER].dropna()
         if known.empty:
             return held
@@ -84,12 +95,25 @@ def train_single_tasks(
 def single_task_agent(agent: MultiTaskRLAgent, name: str) -> MultiTaskRLAgent:
     """Return an agent of one task alone, made as the agent of all is, and not trained yet.
 
+    Where the agent learns from a memory, the control's is its share of it, and it begins to learn after its share of the
+    random timesteps, but at the earliest with a batch: counted in a task's own bars both begin as late.
+
     Raises:
         ValueError: the agent was loaded without environments.
     """
     if name not in agent.environments:
         raise ValueError(f"the agent has no environment of task {name!r}: load it with environments={{...}}")
-    return MultiTaskRLAgent({name: agent.environments[name]}, agent.config, seed=agent.seed, device=agent.device)
+    config = dataclasses.replace(agent.config, agent_config=_share_of(agent.learner.config, agent.n_tasks))
+    return MultiTaskRLAgent({name: agent.environments[name]}, config, seed=agent.seed, device=agent.device)
+
+
+def _share_of(config: AgentConfig, n_tasks: int) -> AgentConfig:
+    """Return the settings of a control: whatever counts timesteps of all tasks, divided among them."""
+    if not isinstance(config, OffPolicyConfig):
+        return config
+    starts = max(config.learning_starts // n_tasks, min(config.batch_size, config.learning_starts))
+    size = max(config.buffer_size // n_tasks, min(config.batch_size, config.buffer_size), starts)
+    return dataclasses.replace(config, learning_starts=starts, buffer_size=size)
 
 
 def evaluate_tasks(
@@ -115,11 +139,21 @@ def evaluate_tasks(
     """
     if score not in get_args(TaskScore):
         raise ValueError(f"score must be one of {', '.join(get_args(TaskScore))}, got {score!r}")
-    if set(environments) != set(agent.names):
-        raise ValueError(
-            f"environments must be those of the tasks {', '.join(agent.names)}, got {', '.join(environments) or 'none'}"
-        )
-    controls: Mapping[str, Any] = train_single_tasks(agent) if single_task == "train" else single_task or {}
+    if not isinstance(environments, Mapping) or set(environments) != set(agent.names):
+        given = ", ".join(map(str, environments)) if isinstance(environments, Mapping) else type(environments).__name__
+        raise ValueError(f"environments must be those of the tasks {', '.join(agent.names)}, got {given or 'none'}")
+    for name, env in environments.items():
+        if not isinstance(env, TradingEnvironment):
+            raise TypeError(
+                f"environments must be TradingEnvironments, that of {name!r} is of type {type(env).__name__}"
+            )
+        if env.observation_space_dim != agent.learner.state_dim - agent.n_tasks:
+            raise ValueError(
+                f"the environment of {name!r} shows {env.observation_space_dim} numbers, the agent was trained on "
+                f"{agent.learner.state_dim - agent.n_tasks}: give it the same window_size, features and number of assets"
+            )
+    controls = _controls(agent, single_task)
+    unlearned = _unlearned(agent, controls)
     matrix = pd.DataFrame(index=pd.Index(agent.names, name="policy"), columns=list(agent.names), dtype=float)
     rows, equity = {}, {}
     for place, name in enumerate(agent.names):
@@ -129,15 +163,36 @@ def evaluate_tasks(
         matrix[name] = scores
         held = run_baselines(env)[BUY_AND_HOLD]
         curves = {AGENT: walked.equity[:, place], BUY_AND_HOLD: held.equity_curve / held.equity_curve[0]}
-        own, alone = scores[place], float("nan")
+        own, alone = float("nan") if AGENT in unlearned else scores[place], float("nan")
         if name in controls:
             control = _walk(controls[name], env, 1)
-            curves[SINGLE], alone = control.equity[:, 0], control.scores(score)[0]
+            curves[SINGLE] = control.equity[:, 0]
+            alone = float("nan") if name in unlearned else control.scores(score)[0]
         hold = _score(curves[BUY_AND_HOLD], held.rewards, score, walked.bars_per_year)
         rows[name] = {AGENT: own, SINGLE: alone, TRANSFER: own - alone, BUY_AND_HOLD: hold}
         equity[name] = pd.DataFrame(curves, index=held.timestamps.rename("timestamp"))
     comparison = pd.DataFrame.from_dict(rows, orient="index").rename_axis("task")
-    return TaskEvaluation(matrix, comparison, equity, score)
+    return TaskEvaluation(matrix, comparison, equity, score, unlearned)
+
+
+def _controls(agent: MultiTaskRLAgent, given: Any) -> Mapping[str, Any]:
+    """Return the policies to compare with, checked."""
+    if given is None or (isinstance(given, str) and given == "train"):
+        return {} if given is None else train_single_tasks(agent)
+    if not isinstance(given, Mapping):
+        shown = repr(given) if isinstance(given, str) else f"a {type(given).__name__}"
+        raise TypeError(f"single_task must be 'train', None, or policies by task, got {shown}")
+    if unknown := [name for name in given if name not in agent.names]:
+        raise ValueError(f"single_task names {unknown[0]!r}, which is no task: {', '.join(agent.names)}")
+    return given
+
+
+def _unlearned(agent: MultiTaskRLAgent, controls: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return who took no gradient step, where that can be known: policies may be of any kind."""
+    idle = [
+        name for name, policy in controls.items() if isinstance(policy, TaskPolicy) and not policy.learner.num_updates
+    ]
+    return (*([] if agent.learner.num_updates else [AGENT]), *idle)
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,8 @@ def _period(found: TaskEvaluation) -> str:
 
 
 TABLE_NOTE = (
-    "Single task: an agent of the same kind and settings that learned this task only, from as many timesteps of it. "
+    "Single task: an agent of the same kind and settings that learned this task only, from as many timesteps of it, after as "
+    "many random ones. – took no gradient step or was not trained. "
     "Transfer is the difference: below 0, learning together did harm (negative transfer)."
 )
 EQUITY_NOTE = "What 1 became out of sample, after costs; log scale."

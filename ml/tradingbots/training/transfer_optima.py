@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,11 +42,12 @@ RECIPES: dict[AgentName, Any] = {
 }
 # What TransferLearningTrainer is told, by source and name.
 SETTINGS: dict[Source, dict[str, dict[str, Any]]] = {
-    "same": {"all layers": {"freeze": ()}, "heads alone": {}},
+    "same": {"all layers": {"freeze": ()}, "default (heads alone)": {}},
     "opposite": {
-        "all layers": {"freeze": ()},
-        "new heads": {"freeze": (), "reinitialize": ("heads",), "normalizer": "reset"},
-        "thrown away": {"on_negative": "reinitialize"},
+        "all layers": {"freeze": (), "on_negative": "warn"},
+        "heads alone": {"on_negative": "warn"},
+        "new heads": {"freeze": (), "reinitialize": ("heads",), "normalizer": "reset", "on_negative": "warn"},
+        "default (thrown away)": {},
     },
 }
 
@@ -122,9 +123,14 @@ def transfer_outcomes(
         sources: which.
     """
     size = size or TransferSize()
-    test = _path(PHI, TARGET_VOLATILITY, size.n_test_bars, 2_000 + seed)
-    score, optimum = share_of_optimum(test)
-    target = _market(PHI, TARGET_VOLATILITY, size.n_target_bars, 3_000 + seed)
+    path = _path(PHI, TARGET_VOLATILITY, size.n_test_bars, 2_000 + seed)
+    learned_from = _path(PHI, TARGET_VOLATILITY, size.n_target_bars, 3_000 + seed)
+    test, target = (TradingEnvironment(each.prices, ENVIRONMENT) for each in (path, learned_from))
+    optima = {test: Optimum(path), target: Optimum(learned_from)}
+
+    def score(agent: Any, env: TradingEnvironment) -> float:
+        return optima[env].share(agent)
+
     outcomes: list[TransferOutcome] = []
     scratch: TransferReport | None = None
     for source in sources:
@@ -135,13 +141,13 @@ def transfer_outcomes(
             agent_type, env.observation_space_dim, env.action_space_dim, RECIPES[agent_type], seed=seed
         )
         first = TransferLearningTrainer(agent).pretrain({source: env}, size.source_timesteps, n_envs=size.n_source_envs)
-        zero_shot = {name: score(_student(first, name, target, size), target) for name in ("reset", "blend")}
+        zero_shot = {name: score(_student(first, name, target, size), test) for name in ("reset", "blend")}
         for setting, told in SETTINGS[source].items():
             trainer = TransferLearningTrainer(first.agent, **told)
             report = trainer.fine_tune(
                 target,
                 size.target_timesteps,
-                eval_env=target,  # Only so that it is walked nowhere else: `score` brings its own bars.
+                eval_env=test,
                 score=score,
                 scratch=scratch is None,
                 n_evaluations=size.target_timesteps // size.eval_timesteps,
@@ -150,21 +156,36 @@ def transfer_outcomes(
             scratch = scratch or report
             seconds, began = time.process_time() - began, time.process_time()
             frozen = frozen_unchanged(trainer, report) if trainer.schedule.freeze and not report.reinitialized else None
-            key = {"agent": agent_type, "source": source, "setting": setting, "seed": seed, "optimum": optimum}
+            key = {
+                "agent": agent_type,
+                "source": source,
+                "setting": setting,
+                "seed": seed,
+                "optimum": optima[test].gain,
+            }
             outcomes.append(_outcome(key, report, scratch, zero_shot, frozen, seconds))
     return outcomes
 
 
-def share_of_optimum(test: SyntheticMarket) -> tuple[Callable[[Any, TradingEnvironment], float], float]:
-    """Return what scores an agent by its share of the optimal gain on a path, and that gain, a mean log return per bar."""
-    assert isinstance(test.parameters, MarkovMarket)
-    policy = optimal_policy(test.parameters, cost_rate=COST_RATE, discount=DISCOUNT)
-    optimum = float(gain_of_optimum(policy, test, ENVIRONMENT).gains.mean())
+class Optimum:
+    """What the best policy gains on a path, and which share of it others do.
 
-    def share(agent: Any, _env: TradingEnvironment) -> float:
-        return float(gain_of_agent(agent, test, ENVIRONMENT).gains.mean()) / optimum
+    Args:
+        path: of a market whose best policy is known.
 
-    return share, optimum
+    Attributes:
+        gain: of the best policy, mean log return per bar.
+    """
+
+    def __init__(self, path: SyntheticMarket) -> None:
+        assert isinstance(path.parameters, MarkovMarket)
+        self.path = path
+        policy = optimal_policy(path.parameters, cost_rate=COST_RATE, discount=DISCOUNT)
+        self.gain = float(gain_of_optimum(policy, path, ENVIRONMENT).gains.mean())
+
+    def share(self, agent: Any) -> float:
+        """Return the agent's gain over the best policy's on the same bars."""
+        return float(gain_of_agent(agent, self.path, ENVIRONMENT).gains.mean()) / self.gain
 
 
 def frozen_unchanged(trainer: TransferLearningTrainer, report: TransferReport) -> bool:

@@ -38,14 +38,14 @@ def write_transfer_report(
     title: str = "Transfer",
     facts: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write one HTML file with what the transfer brought: learning curves, accounts out of sample, measures.
+    """Write one HTML file with what the transfer brought: learning curves, accounts, measures.
 
     The file contains all it needs and forbids the browser to fetch anything; it is written atomically.
 
     Args:
         path: the file to write.
         report: curves and measures.
-        result: the fine-tuned agent's pass over unseen prices; its baselines may be scratch, zero-shot and buy-and-hold.
+        result: the fine-tuned agent's pass over the prices judged on; its baselines may be scratch, zero-shot and buy-and-hold.
         title: headline of the page.
         facts: what made the numbers, in words; versions are added.
 
@@ -60,7 +60,8 @@ def transfer_report_html(
 ) -> str:
     """Build the page that `write_transfer_report` writes; the same arguments give the same page."""
     first, last = result.agent.timestamps[0], result.agent.timestamps[-1]
-    period = f"{result.sample.capitalize()}, {first:%Y-%m-%d} to {last:%Y-%m-%d}, {result.agent.n_steps:,} bars"
+    sample = "Out of sample" if report.out_of_sample else "In sample"
+    period = f"{sample}, {first:%Y-%m-%d} to {last:%Y-%m-%d}, {result.agent.n_steps:,} bars"
     body = [
         section("What it brought", _measures(report), below=_measures_note(report)),
         figure_section(learning_curves_figure(report), _curve_note(report)),
@@ -110,7 +111,7 @@ def _measures(report: TransferReport) -> str:
 
 
 def _measures_note(report: TransferReport) -> str:
-    where = "prices that nobody learned from" if report.out_of_sample else "the prices learned from"
+    where = "prices that nobody learned from" if report.out_of_sample else "prices that count as seen, in sample"
     counted = "The threshold is 90% of scratch's asymptote. " if report.threshold_given is None else ""
     return (
         f"Scores are the {report.score_name} of the deterministic policy on {where}, after costs. The asymptote is the mean "
