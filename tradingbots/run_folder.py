@@ -63,8 +63,8 @@ def read_seen_until(value: object, file: str | Path) -> pd.Timestamp | None:
         return None
     try:
         # Without its zone it is not what a run writes, and could be hours off.
-        is_aware = isinstance(value, str) and pd.Timestamp(value).tzinfo is not None
-        known = utc_timestamp(value, "seen_until") if is_aware else None
+        text = value if isinstance(value, str) and pd.Timestamp(value).tzinfo is not None else None
+        known = None if text is None else utc_timestamp(text, "seen_until")
     except (TypeError, ValueError, OverflowError):
         known = None
     if known is None:
