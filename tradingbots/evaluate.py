@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from ml.tradingbots.data.timestamps import utc_timestamp
 from tradingbots.console import (
     Checkpoint,
     OptionalDate,
@@ -51,6 +50,7 @@ def run(argv: list[str]) -> int:
     from ml.tradingbots.training import evaluate_agent, write_report
     from ml.tradingbots.training.live import environment_for, trained_config
     from tradingbots.periods import load_bars, with_context
+    from tradingbots.run_folder import read_seen_until
     from tradingbots.train import costs_in_words, show_next
 
     with at_the_door():
@@ -60,7 +60,7 @@ def run(argv: list[str]) -> int:
         # Checked on all prices first: a wrong table must not be reported as a wrong date.
         config = environment_for(agent, bars).config
         env = environment_for(agent, with_context(bars, config, arguments.start, arguments.end))
-        seen_until = _seen_until(agent, arguments.checkpoint)
+        seen_until = read_seen_until(agent.environment_spec.get("seen_until"), arguments.checkpoint)
     if agent.environment_spec.get("has_open") and not bars.has_open:
         note("the agent was trained with opens and these prices have none: orders are filled at the last close")
     market = env.market
@@ -98,28 +98,6 @@ def load_agent(checkpoint: str) -> Any:
         hint = f" Did you mean {' or '.join(found)}?" if found else ""
         raise FileNotFoundError(f"{checkpoint} is a folder, and the file of an agent is required.{hint}")
     return load_rl_agent(path)
-
-
-def _seen_until(agent: Any, checkpoint: str) -> pd.Timestamp | None:
-    """Return the last instant at which the agent has seen prices, None where its file does not say.
-
-    Raises:
-        CheckpointError: the file says something that is no instant.
-    """
-    from ml.tradingbots.components.serialization import CheckpointError, shown
-
-    value = agent.environment_spec.get("seen_until")
-    if value is None:
-        return None
-    try:
-        # Without its zone it is not what `tradingbots train` writes, and could be hours off.
-        is_aware = isinstance(value, str) and pd.Timestamp(value).tzinfo is not None
-        known = utc_timestamp(value, "seen_until") if is_aware else None
-    except (TypeError, ValueError, OverflowError):
-        known = None
-    if known is None:
-        raise CheckpointError(f"{checkpoint}: seen_until must be a date and time with its zone, got {shown(value)}")
-    return known
 
 
 def _sample(

@@ -26,7 +26,7 @@ from tradingbots.console import OptionalDate, OptionalPath, Prices, at_the_door,
 from tradingbots.evaluate import load_agent
 from tradingbots.fit import new_run_dir, settings_of
 from tradingbots.periods import load_bars
-from tradingbots.run_folder import claimed
+from tradingbots.run_folder import claimed, read_seen_until
 
 SHORT_NAMES = {"hrp": "hierarchical_risk_parity", "equal": "equal_weight", "min_variance": "minimum_variance"}
 # What people call calendar lengths.
@@ -90,13 +90,15 @@ def run(argv: list[str]) -> int:
         managers = {source.name: PortfolioManager(arguments.config, source.value) for source in sources}
         arguments.config.limits(bars.assets)
         start = _first_decision(arguments, bars, sources, managers)
+    notes = _notes(arguments, sources, bars.timestamps[start])
     run_dir = Path(arguments.run_dir or new_run_dir("portfolio", arguments.prices))
-    with claimed(run_dir, _settings(arguments), resume=False, overwrite=arguments.overwrite) as checkpoints:
+    with claimed(run_dir, _settings(arguments, notes), resume=False, overwrite=arguments.overwrite) as checkpoints:
         show(f"Prices      {arguments.prices}: {bars.n_assets} {'asset' if bars.n_assets == 1 else 'assets'}")
         show(f"Decisions   from {bars.timestamps[start]:%Y-%m-%d}, {_calendar(arguments.config)}")
         show(f"Sources     {', '.join(arguments.source)}")
         show(f"Folder      {run_dir}\n")
-        _warn(arguments, sources, bars.timestamps[start])
+        for text in notes:
+            note(text)
         with at_the_door():
             found = compare_portfolios(
                 managers,
@@ -108,7 +110,7 @@ def run(argv: list[str]) -> int:
             )
         show()
         _write_tables(run_dir, found)
-        report = _report(run_dir, arguments, found)
+        report = _report(run_dir, arguments, found, notes)
         with contextlib.suppress(OSError):  # Somebody's files are in it; nothing is resumed here.
             checkpoints.rmdir()
     show_table(found.formatted_table().T.rename(columns=lambda name: name.replace("_", " ")))
@@ -171,8 +173,7 @@ def _source(given: str) -> Source:
         predictor = load_predictor(path)
         return Source(_name_of(path), predictor, seen_until=_seen_by_predictor(path), learned=True)
     agent = load_agent(given)
-    seen = agent.environment_spec.get("seen_until")
-    seen_until = utc_timestamp(seen, "seen_until") if isinstance(seen, str) else None
+    seen_until = read_seen_until(agent.environment_spec.get("seen_until"), given)
     return Source(_name_of(path), agent, decides_daily=True, seen_until=seen_until, learned=True)
 
 
@@ -185,11 +186,12 @@ def _name_of(path: Path) -> str:
 
 def _seen_by_predictor(path: Path) -> pd.Timestamp | None:
     """Return until when a predictor has seen prices; the config.json of its run knows."""
+    config = path.parent / "config.json"
     try:
-        seen = json.loads((path.parent / "config.json").read_text()).get("seen_until")
+        seen = json.loads(config.read_text()).get("seen_until")
     except (OSError, ValueError, AttributeError):
         return None
-    return utc_timestamp(seen, "seen_until") if isinstance(seen, str) else None
+    return read_seen_until(seen, config)
 
 
 def _first_decision(
@@ -231,24 +233,27 @@ def _first_decision(
     return first
 
 
-def _warn(arguments: Portfolio, sources: list[Source], first: pd.Timestamp) -> None:
+def _notes(arguments: Portfolio, sources: list[Source], first: pd.Timestamp) -> list[str]:
+    """Return what has to be known to read the scores: who has seen the prices, who is asked less often than trained."""
+    found = []
     for source in sources:
         if source.seen_until is not None and first <= source.seen_until:
-            note(
-                f"{source.name} has seen prices until {source.seen_until:%Y-%m-%d}: before that, what it earns says nothing of "
-                "how good it is (see --start)"
+            found.append(
+                f"in sample: {source.name} has seen prices until {source.seen_until:%Y-%m-%d}: before that, what it earns says "
+                "nothing of how good it is (see --start)"
             )
         elif source.learned and source.seen_until is None:
-            note(f"the file of {source.name} does not say which prices it has seen: these may be among them")
+            found.append(f"the file of {source.name} does not say which prices it has seen: these may be among them")
         if source.decides_daily and arguments.config.rebalance != 1:
-            note(
+            found.append(
                 f"{source.name} was trained to decide at every bar and is asked {_calendar(arguments.config)}; "
                 "--rebalance daily asks it as it was trained"
             )
+    return found
 
 
-def _settings(arguments: Portfolio) -> dict[str, Any]:
-    return settings_of("portfolio", arguments)
+def _settings(arguments: Portfolio, notes: list[str]) -> dict[str, Any]:
+    return settings_of("portfolio", arguments) | {"notes": notes}
 
 
 def _calendar(config: PortfolioConfig) -> str:
@@ -279,7 +284,7 @@ def _write_tables(run_dir: Path, found: PortfolioComparison) -> None:
     write_atomically(run_dir / "scores.csv", found.table().to_csv().encode())
 
 
-def _report(run_dir: Path, arguments: Portfolio, found: PortfolioComparison) -> Path:
+def _report(run_dir: Path, arguments: Portfolio, found: PortfolioComparison, notes: list[str]) -> Path:
     config = arguments.config
     defaults = PortfolioConfig()
     changed = {
@@ -292,6 +297,7 @@ def _report(run_dir: Path, arguments: Portfolio, found: PortfolioComparison) -> 
         run_dir / "report.html",
         found,
         title=f"Portfolio of {Path(arguments.prices).name}",
+        notes=notes,
         facts={
             "Prices": arguments.prices,
             "Sources": ", ".join(arguments.source),

@@ -8,7 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml.tradingbots.components.serialization import write_atomically
+import pandas as pd
+
+from ml.tradingbots.components.serialization import CheckpointError, shown, write_atomically
+from ml.tradingbots.data.timestamps import utc_timestamp
 from ml.tradingbots.training import Callback, TrainingState
 
 # What a run may be resumed with differently: its length, and what only concerns how it is watched.
@@ -31,18 +34,42 @@ class RecordRun(Callback):
     Args:
         run_dir: folder of the run.
         data: prices, periods and seed, plain values.
-        seen_until: timestamp of the last bar that training or choosing looked at.
+        seen_until: timestamp of the last bar that training or choosing looked at, now or before; None where that is not known.
     """
 
-    def __init__(self, run_dir: Path, data: Mapping[str, Any], seen_until: str) -> None:
+    def __init__(self, run_dir: Path, data: Mapping[str, Any], seen_until: str | None) -> None:
         self.run_dir, self.data, self.seen_until = run_dir, dict(data), seen_until
 
     def on_training_start(self, state: TrainingState) -> None:
         """Write."""
-        state.agent.environment_spec = state.agent.environment_spec | {"seen_until": self.seen_until}
+        spec = {name: value for name, value in state.agent.environment_spec.items() if name != "seen_until"}
+        state.agent.environment_spec = spec if self.seen_until is None else spec | {"seen_until": self.seen_until}
         path = self.run_dir / "config.json"
         settings = json.loads(path.read_text()) | {"data": self.data}
         write_atomically(path, (json.dumps(settings, indent=2) + "\n").encode())
+
+
+def read_seen_until(value: object, file: str | Path) -> pd.Timestamp | None:
+    """Return the last instant at which an agent or a predictor has seen prices, None where its file does not say.
+
+    Args:
+        value: what the file says.
+        file: its name, for the error.
+
+    Raises:
+        CheckpointError: the file says something that is no instant.
+    """
+    if value is None:
+        return None
+    try:
+        # Without its zone it is not what a run writes, and could be hours off.
+        text = value if isinstance(value, str) and pd.Timestamp(value).tzinfo is not None else None
+        known = None if text is None else utc_timestamp(text, "seen_until")
+    except (TypeError, ValueError, OverflowError):
+        known = None
+    if known is None:
+        raise CheckpointError(f"{file}: seen_until must be a date and time with its zone, got {shown(value)}")
+    return known
 
 
 def checkpoint_of(run_dir: Path) -> Path:

@@ -24,11 +24,23 @@ from ml.tradingbots.training.evaluation import act, evaluation_environment, run_
 from ml.tradingbots.training.fine_tuning import FineTuning, ScoreCurve
 from ml.tradingbots.training.results import BUY_AND_HOLD
 from ml.tradingbots.training.transfer_report import write_transfer_report
-from tradingbots.console import OptionalDate, OptionalPath, Prices, at_the_door, parse, show, show_result, show_table
+from tradingbots.console import (
+    OptionalDate,
+    OptionalPath,
+    Prices,
+    at_the_door,
+    note,
+    parse,
+    show,
+    show_result,
+    show_table,
+)
 from tradingbots.fit import new_run_dir, resume_command, settings_of
 from tradingbots.periods import context_bars, load_bars
-from tradingbots.run_folder import RecordRun, claimed
+from tradingbots.run_folder import RecordRun, claimed, read_seen_until
 from tradingbots.train import TEST_SHARE, agent_config_class, check_device, costs_in_words, with_fitting_actions
+
+PRETRAINED = "pretrained"
 
 ConfigT = TypeVar("ConfigT")
 Module = Literal["encoder", "trunk", "heads"]
@@ -101,7 +113,6 @@ class Markets:
     target: TradingEnvironment
     test: TradingEnvironment
     train_end: str
-    seen_until: str
 
 
 def run(argv: list[str]) -> int:
@@ -116,6 +127,7 @@ def run(argv: list[str]) -> int:
         arguments = _with_agent(arguments, argv) if arguments.pretrained else with_fitting_actions(arguments, argv)
         markets = _markets(arguments)
         trainer = _trainer(arguments, markets)
+        seen_until = _seen_until(arguments, markets, trainer.agent)
     if arguments.run_dir is None:
         if arguments.resume:
             raise ValueError("--resume needs --run-dir, the folder of the run to go on with")
@@ -131,7 +143,7 @@ def run(argv: list[str]) -> int:
     with claimed(run_dir, settings, resume=arguments.resume, overwrite=arguments.overwrite) as runs:
         _announce(arguments, markets, trainer, run_dir)
         try:
-            report, result = _learn_all(arguments, markets, trainer, run_dir, runs)
+            report, result = _learn_all(arguments, markets, trainer, run_dir, runs, seen_until)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt(f"interrupted; go on with: {resume_command('transfer', argv)}") from stop
         write_atomically(run_dir / "curves.csv", report.curves.to_csv().encode())
@@ -178,8 +190,32 @@ def _markets(arguments: Transfer[Any]) -> Markets:
         except ValueError as error:
             raise ValueError(f"source {name} cannot be learned from before {end}: {error}") from error
     whole = dataclasses.replace(arguments.env, episode_length=None, random_start=False)
-    seen_until = target.market.bars.timestamps[-1].isoformat()
-    return Markets(sources, target, TradingEnvironment(Bars.from_frame(test), whole), end, seen_until)
+    return Markets(sources, target, TradingEnvironment(Bars.from_frame(test), whole), end)
+
+
+def _seen_until(arguments: Transfer[Any], markets: Markets, agent: Any) -> dict[str, str | None]:
+    """Return until when each of the three agents will have seen prices, None where the pretrained one's file does not say."""
+    here = _last_bar(markets.target)
+    if arguments.pretrained is None:
+        before: pd.Timestamp | None = max(_last_bar(env) for env in markets.sources.values())
+    else:
+        before = read_seen_until(agent.environment_spec.get("seen_until"), arguments.pretrained)
+    seen = {PRETRAINED: before, FINE_TUNED: None if before is None else max(before, here), SCRATCH: here}
+    return {who: None if instant is None else instant.isoformat() for who, instant in seen.items()}
+
+
+def _is_unseen(markets: Markets, seen_until: str | None) -> bool:
+    """Whether the test begins after all that the agent to be judged has seen."""
+    first = markets.test.market.bars.timestamps[markets.test.market.first_bar]
+    if seen_until is None:
+        note("the pretrained agent does not say which prices it has seen, so the test counts as in sample")
+    elif first <= pd.Timestamp(seen_until):
+        note(f"the pretrained agent has seen prices until {seen_until}, so the test counts as in sample")
+    return seen_until is not None and first > pd.Timestamp(seen_until)
+
+
+def _last_bar(env: TradingEnvironment) -> pd.Timestamp:
+    return env.market.bars.timestamps[-1]
 
 
 def _trainer(arguments: Transfer[Any], markets: Markets) -> TransferLearningTrainer:
@@ -218,13 +254,18 @@ def _trainer(arguments: Transfer[Any], markets: Markets) -> TransferLearningTrai
 
 
 def _learn_all(
-    arguments: Transfer[Any], markets: Markets, trainer: TransferLearningTrainer, run_dir: Path, runs: Path
+    arguments: Transfer[Any],
+    markets: Markets,
+    trainer: TransferLearningTrainer,
+    run_dir: Path,
+    runs: Path,
+    seen_until: dict[str, str | None],
 ) -> tuple[TransferReport, EvaluationResult]:
     """Run the three trainings, each of which goes on where it was interrupted, and compare."""
     name: ScoreName = "sharpe_ratio"
     score = score_of(name)
     if not arguments.pretrained:
-        trainer.agent = _pretrained(arguments, markets, trainer, runs)
+        trainer.agent = _pretrained(arguments, markets, trainer, runs, seen_until[PRETRAINED])
     trainer.agent.save(run_dir / "pretrained.pt")
     student, new = trainer.student(markets.target), trainer.scratch(markets.target)
     zero_shot, untrained = score(student, markets.test), score(new, markets.test)
@@ -244,7 +285,7 @@ def _learn_all(
             normalize_observations=False,  # The trainer has chosen the scales.
             normalize_rewards=agent.scale_rewards,
         )
-        _train(arguments, agent, markets, markets.target, training, [FineTuning(its_schedule), curve])
+        _train(arguments, agent, markets, markets.target, training, [FineTuning(its_schedule), curve], seen_until[who])
         agent.save(run_dir / file)
         curves[who], agents[who] = curve.points, agent
     passes = {SCRATCH: _walk(agents[SCRATCH], markets.test, SCRATCH), **passes}
@@ -255,7 +296,7 @@ def _learn_all(
         zero_shot=zero_shot,
         untrained=untrained,
         score=name,
-        out_of_sample=True,
+        out_of_sample=_is_unseen(markets, seen_until[FINE_TUNED]),
         reinitialized=thrown,
         settings=trainer.settings(),
         agent=agents[FINE_TUNED],
@@ -265,11 +306,13 @@ def _learn_all(
     return report, EvaluationResult.from_trajectories(judged.agent, baselines, seed=arguments.seed, sample=sample)
 
 
-def _pretrained(arguments: Transfer[Any], markets: Markets, trainer: TransferLearningTrainer, runs: Path) -> Any:
+def _pretrained(
+    arguments: Transfer[Any], markets: Markets, trainer: TransferLearningTrainer, runs: Path, seen_until: str | None
+) -> Any:
     show(f"Pretraining on {', '.join(markets.sources)}")
     env = source_accounts(markets.sources, n_envs=arguments.n_envs, device=arguments.device, seed=arguments.seed)
     training = _training(arguments, arguments.pretrain_timesteps, runs / "pretraining")
-    _train(arguments, trainer.agent, markets, env, training, [])
+    _train(arguments, trainer.agent, markets, env, training, [], seen_until)
     return trainer.agent
 
 
@@ -284,7 +327,13 @@ def _training(arguments: Transfer[Any], total_timesteps: int, folder: Path) -> R
 
 
 def _train(
-    arguments: Transfer[Any], agent: Any, markets: Markets, env: Any, training: RLTrainingConfig, callbacks: list[Any]
+    arguments: Transfer[Any],
+    agent: Any,
+    markets: Markets,
+    env: Any,
+    training: RLTrainingConfig,
+    callbacks: list[Any],
+    seen_until: str | None,
 ) -> None:
     """Train, or go on with a training of the same run that was interrupted."""
     assert training.run_dir is not None
@@ -295,7 +344,7 @@ def _train(
         agent,
         env,
         training,
-        [RecordRun(folder, data, markets.seen_until), *callbacks],
+        [RecordRun(folder, data, seen_until), *callbacks],
         eval_env=markets.test if callbacks else None,
         resume_from=last if arguments.resume and last.is_file() else None,
     )

@@ -113,6 +113,11 @@ def test_an_agent_in_sample_or_asked_seldom_is_pointed_out(files, agent, tmp_pat
     said = capsys.readouterr().err
     assert "has seen prices until 2020-10-30" in said
     assert "--rebalance daily" in said
+    page = (tmp_path / "run" / "report.html").read_text().partition("</script>")[2]
+    noted = json.loads((tmp_path / "run" / "config.json").read_text())["notes"]
+    assert len(noted) == 2
+    for part in ("In sample: sac agent has seen prices until 2020-10-30", "was trained to decide at every bar"):
+        assert page.count(part) == 2  # Beside the verdict, and among the facts.
 
 
 def test_a_predictor_manages_too(files, tmp_path, capsys):
@@ -120,6 +125,15 @@ def test_a_predictor_manages_too(files, tmp_path, capsys):
     RidgePredictor(window_size=5).fit(load_prices(str(files / "four.parquet")).iloc[:150]).save(path)
     assert main(portfolio(files, tmp_path / "run", "--source", path, "--start", "2020-09-01")) == 0
     assert "does not say which prices it has seen" in capsys.readouterr().err
+    assert "does not say which prices it has seen" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_a_predictor_whose_run_says_no_instant_is_refused(files, tmp_path, capsys):
+    path = tmp_path / "ridge.pt"
+    RidgePredictor(window_size=5).fit(load_prices(str(files / "four.parquet")).iloc[:150]).save(path)
+    (tmp_path / "config.json").write_text(json.dumps({"seen_until": "2020-07-30"}))
+    line = refused(capsys, portfolio(files, tmp_path / "run", "--source", path))
+    assert "seen_until must be a date and time with its zone" in line
 
 
 def test_a_folder_is_answered_with_the_file_that_was_meant(files, agent, tmp_path, capsys):

@@ -76,6 +76,23 @@ def test_agents_know_until_when_they_have_seen_prices(run, capsys):
         assert spec["seen_until"].startswith("2020-12-31"), name
 
 
+@pytest.mark.parametrize(("own", "kept"), [("2021-02-10T00:00:00+00:00", "2021-02-10"), (None, None)])
+def test_what_a_pretrained_agent_has_seen_is_never_forgotten(files, run, tmp_path, capsys, own, kept):
+    before = load_rl_agent(run / "pretrained.pt")
+    before.environment_spec = {**before.environment_spec, "seen_until": own}
+    if own is None:
+        del before.environment_spec["seen_until"]
+    before.save(tmp_path / "before.pt")
+    words = arguments(files, tmp_path / "on", "--pretrained", str(tmp_path / "before.pt"), sources=())
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert "the test counts as in sample" in printed.err
+    assert "unseen prices" not in printed.out
+    seen = load_rl_agent(tmp_path / "on" / "agent.pt").environment_spec.get("seen_until")
+    assert (seen if seen is None else seen[:10]) == kept
+    assert load_rl_agent(tmp_path / "on" / "scratch.pt").environment_spec["seen_until"].startswith("2020-12-31")
+
+
 def test_frozen_modules_are_the_pretrained_agents(run):
     tuned, before = (load_rl_agent(run / f"{name}.pt") for name in ("agent", "pretrained"))
     pairs = zip(tuned.actor.body.parameters(), before.actor.body.parameters(), strict=True)

@@ -134,3 +134,9 @@ def test_a_sale_too_small_to_send_makes_room_elsewhere():
 def test_fees_are_the_larger_of_ticket_and_commission_plus_slippage():
     costs = TransactionCosts(commission_rate=0.001, minimum_commission=5.0, slippage_rate=0.0005)
     np.testing.assert_allclose(fill_costs(np.array([1_000.0, -10_000.0, 0.0]), costs), [5.5, 15.0, 0.0])
+
+
+@pytest.mark.parametrize("equity", [0.0, -50.0, np.nan])
+def test_an_account_with_nothing_left_sends_no_orders(equity):
+    with pytest.raises(ValueError, match="equity must be a positive number at the fill"):
+        size_orders(equity, np.array([0.5, 0.2]), np.array([0.2, 0.5]), np.ones(2), LIMITS, FREE)

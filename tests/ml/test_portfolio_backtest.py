@@ -252,6 +252,21 @@ def test_bars_that_come_later_move_no_rebalance():
         assert rebalance_bars(days[:n_bars], "3MS", first=10).tolist() == whole[whole < n_bars].tolist()
 
 
+def test_lengths_shorter_than_a_bar_decide_at_every_bar_without_walking_all_of_them():
+    days = pd.date_range("2010-01-01", periods=500, freq="B", tz="UTC").as_unit("us")
+    for every in ("1us", "1s", "1min"):  # Walked one by one, microseconds would take days.
+        assert rebalance_bars(days, every).tolist() == list(range(500))
+
+
+@pytest.mark.parametrize(
+    ("every", "unit"), [("1ns", "us"), ("99999999999D", "us"), ("999999D", "ns"), ("9999MS", "ns")]
+)
+def test_a_length_that_no_calendar_has_is_refused_by_name(every, unit):
+    days = pd.date_range("2010-01-01", periods=50, freq="B", tz="UTC").as_unit(unit)
+    with pytest.raises(ValueError, match=f"rebalance must be a .*length.*{every}"):
+        rebalance_bars(days, every)
+
+
 def test_reports_and_baselines_take_the_trajectory(make_prices, tmp_path):
     prices = make_prices(150, 3, seed=11)
     found = backtest_portfolio(PortfolioManager(source="inverse_volatility", window_size=40), prices)

@@ -391,6 +391,22 @@ def test_orders_are_sized_at_the_prices_they_will_meet(prices):
     assert orders.loc["AAA", "units"] == 9.0
 
 
+def test_an_account_that_the_prices_have_wiped_out_is_refused(prices):
+    manager = PortfolioManager(source=Wanted([0.25] * 4), allow_short=True)
+    state = PortfolioState(equity=1_000.0, weights=np.array([-1.0, 0.0, 0.0, 0.0]))
+    decision = manager.decide(prices, state)
+    doubled = dict(zip(ASSETS, decision.close * 2.5, strict=True))
+    with pytest.raises(ValueError, match="equity must be a positive number at the fill"):
+        manager.orders(decision, state, prices=doubled)
+
+
+def test_orders_for_an_account_of_other_assets_are_refused(prices):
+    manager = PortfolioManager(source=Wanted([0.25] * 4))
+    decision = manager.decide(prices)
+    with pytest.raises(ValueError, match=r"state.weights must have 4 entries, one per asset, got 1"):
+        manager.orders(decision, PortfolioState.flat(1))
+
+
 def test_an_account_can_be_told_in_cash_and_units():
     state = PortfolioState.of_positions(500.0, {"BBB": 5.0}, {"AAA": 10.0, "BBB": 100.0})
     assert state.equity == 1_000.0

@@ -114,10 +114,7 @@ class PortfolioManager:
         """
         bars = Bars.from_frame(price_data)
         state = state or PortfolioState.flat(bars.n_assets)
-        if len(state.weights) != bars.n_assets:
-            raise ValueError(
-                f"state.weights must have {bars.n_assets} entries, one per asset, got {len(state.weights)}"
-            )
+        _check_assets(state, bars.n_assets)
         limits, held = self.config.limits(bars.assets), state.weights
         proposal = self.source.propose(bars, state)
         hold = np.isnan(proposal.weights)
@@ -171,7 +168,12 @@ class PortfolioManager:
         Returns:
             One row per order, indexed by asset: `units` to buy (positive) or sell, `price`, `notional` (signed) and `costs`, in
             account currency, and `position`, the units held after it.
+
+        Raises:
+            ValueError: a price is missing or not positive, the account has other assets, or nothing is left of it at these
+                prices.
         """
+        _check_assets(state, len(decision.assets))
         price = decision.close
         if prices is not None:
             missing = [asset for asset in decision.assets if asset not in prices]
@@ -244,6 +246,14 @@ class PortfolioManager:
                     error.conflict,
                 ) from None
         return project(held, limits), np.zeros_like(kept)
+
+
+def _check_assets(state: PortfolioState, n_assets: int) -> None:
+    if len(state.weights) != n_assets:
+        raise ValueError(
+            f"state.weights must have {n_assets} entries, one per asset, got {len(state.weights)}: give the account of this "
+            "decision"
+        )
 
 
 def _with_kept(

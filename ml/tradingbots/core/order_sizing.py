@@ -93,12 +93,20 @@ def size_orders(
     Returns:
         The orders.
 
+    Raises:
+        ValueError: nothing is left of the account: shares of it are no positions.
+
     >>> limits = PortfolioLimits(lower=np.zeros(2), upper=np.ones(2), max_gross=1.0)
     >>> orders = size_orders(1_000.0, np.zeros(2), np.array([0.5, 0.5]), np.array([300.0, 70.0]), limits,
     ...                      TransactionCosts(commission_rate=0.0), lot_size=1.0)
     >>> orders.change.tolist()
     [1.0, 7.0]
     """
+    if not 0.0 < equity < np.inf:
+        raise ValueError(
+            f"equity must be a positive number at the fill, got {equity}: nothing is left to size orders by. Check the "
+            "prices, or close the positions by hand"
+        )
     sizing = _Sizing(equity, weight, target, price, limits, costs, lot_size, minimum_notional)
     units = sizing.without_small(sizing.in_lots(sizing.wanted))
     # Every round cuts a position, by what is missing or all of it; fees move what is missing a little each time.

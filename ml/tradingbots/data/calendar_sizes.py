@@ -43,17 +43,18 @@ def read_size(value: Any, name: str) -> Size:
         return int(value)
     if not isinstance(value, (str, timedelta, offsets.BaseOffset)):
         raise ValueError(_complaint(name, value))
+    midsummer = pd.Timestamp("2000-06-15")
     try:
         offset = to_offset(value)
-    except ValueError:
+        later = midsummer + offset
+    except (ValueError, OverflowError):  # Text that is none, or a length that no calendar has.
         raise ValueError(_complaint(name, value)) from None
     if isinstance(offset, _PERIOD_ENDS):
         # Blocks are half-open: an edge at the start of a period's last day would put that day into the next block.
         raise ValueError(
             f"{name} must fall on the starts of periods ('MS', 'QS', 'YS'), got {value!r}, their last days"
         )
-    midsummer = pd.Timestamp("2000-06-15")
-    if midsummer + offset <= midsummer:
+    if later <= midsummer:
         raise ValueError(f"{name} must be longer than nothing, got {value!r}")
     return offset
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,7 @@ def write_portfolio_report(
     *,
     title: str = "Portfolio",
     facts: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Write one HTML file with the verdict, accounts, holdings, costs, limits that bound, and the last decisions.
 
@@ -54,15 +55,21 @@ def write_portfolio_report(
         comparison: what `compare_portfolios` returned.
         title: headline of the page.
         facts: what made the numbers (prices, sources, limits, costs), in words; the versions are added.
+        notes: what must be known to read them, such as that a source had seen the prices; they stand beside the verdict and
+            among the facts.
 
     Returns:
         The path of the file.
     """
-    return write_page(path, portfolio_report_html(comparison, title=title, facts=facts))
+    return write_page(path, portfolio_report_html(comparison, title=title, facts=facts, notes=notes))
 
 
 def portfolio_report_html(
-    comparison: PortfolioComparison, *, title: str = "Portfolio", facts: Mapping[str, str] | None = None
+    comparison: PortfolioComparison,
+    *,
+    title: str = "Portfolio",
+    facts: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Build the page that `write_portfolio_report` writes; the same arguments give the same page."""
     body = [
@@ -72,8 +79,11 @@ def portfolio_report_html(
     ]
     for name in comparison.managed:
         body += _sections_of(comparison, name)
-    body.append(facts_section(facts or {}))
-    return page_html(title=title, period=_period(comparison), verdict=comparison.verdict(), body=body)
+    sentences = [f"{text[:1].upper()}{text[1:].removesuffix('.')}." for text in notes]
+    noted = {"Notes": " ".join(sentences)} if notes else {}
+    body.append(facts_section({**(facts or {}), **noted}))
+    verdict = " ".join([comparison.verdict(), *sentences])
+    return page_html(title=title, period=_period(comparison), verdict=verdict, body=body)
 
 
 def _table(comparison: PortfolioComparison) -> str:
