@@ -207,3 +207,10 @@ def test_the_page_states_the_verdict_the_table_and_the_facts(found, tmp_path):
 
 def test_the_same_comparison_gives_the_same_page(found):
     assert portfolio_report_html(found) == portfolio_report_html(found)
+
+
+def test_managers_that_pay_other_costs_are_not_compared():
+    dear = PortfolioConfig(window_size=CONFIG.window_size, costs=TransactionCosts(commission_rate=0.01))
+    managers = {"cheap": PortfolioManager(CONFIG), "dear": PortfolioManager(dear)}
+    with pytest.raises(ValueError, match="managers 'cheap' and 'dear' must have the same costs"):
+        compare_portfolios(managers, BARS)

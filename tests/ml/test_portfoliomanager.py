@@ -307,6 +307,27 @@ def test_volatility_is_targeted_from_below_too_as_far_as_the_limits_go(prices):
     assert decide(prices, [0.01] * 4, volatility_target=10.0).target_weights.sum() == pytest.approx(1.0, abs=1e-12)
 
 
+def test_where_nothing_is_in_the_way_the_volatility_expected_is_its_target(prices):
+    unlimited = {"max_weight": 100.0, "max_gross_exposure": 100.0, "max_net_exposure": 100.0}
+    for target in (0.02, 0.3):  # From above and from below.
+        reached = decide(prices, [0.3, 0.2, 0.2, 0.1], volatility_target=target, **unlimited).target_weights
+        covariance = np.cov(returns_of(prices, 60).to_numpy(), rowvar=False) * Bars.from_frame(prices).bars_per_year
+        assert np.sqrt(reached @ covariance @ reached) == pytest.approx(target, rel=1e-9)
+
+
+def test_the_mean_that_a_predictor_hands_to_the_kelly_cap_is_that_of_one_bar(ridge):
+    predictor, prices = ridge
+    forecast = predictor.predict(prices).iloc[-1].xs(5, level="horizon").to_numpy()
+    found = PredictorSource(predictor, horizon=5).propose(Bars.from_frame(prices), PortfolioState.flat(1)).mean
+    np.testing.assert_allclose(found, np.expm1(forecast) / 5.0, rtol=1e-12)
+
+
+@pytest.mark.parametrize("weights", [[0.1], [0.1] * 5, [0.1, np.inf, 0.0, 0.0]])
+def test_a_source_that_proposes_what_is_no_portfolio_is_named(prices, weights):
+    with pytest.raises(ValueError, match=r"the source Wanted must propose weights \(4,\), finite or NaN"):
+        decide(prices, weights)
+
+
 def test_the_kelly_cap_takes_the_forecasts_mean(prices):
     covariance = np.cov(returns_of(prices, 60).to_numpy(), rowvar=False)
     mean = np.array([1e-5, 0.0, 0.0, 0.0])

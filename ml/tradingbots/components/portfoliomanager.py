@@ -17,7 +17,7 @@ import pandas as pd
 
 from ml.tradingbots.components.portfolio_config import PortfolioConfig
 from ml.tradingbots.components.portfolio_sources import as_source
-from ml.tradingbots.components.portfolio_state import PortfolioState, Proposal, simple_returns
+from ml.tradingbots.components.portfolio_state import PortfolioState, Proposal, TargetSource, simple_returns
 from ml.tradingbots.core.exposure_scaling import drawdown_brake, kelly_scale, volatility_scale
 from ml.tradingbots.core.order_sizing import SizedOrders, size_orders
 from ml.tradingbots.core.portfolio_constraints import (
@@ -116,7 +116,7 @@ class PortfolioManager:
         state = state or PortfolioState.flat(bars.n_assets)
         _check_assets(state, bars.n_assets)
         limits, held = self.config.limits(bars.assets), state.weights
-        proposal = self.source.propose(bars, state)
+        proposal = _checked(self.source.propose(bars, state), bars.n_assets, self.source)
         hold = np.isnan(proposal.weights)
         limited = project(np.where(hold, held, proposal.weights), limits)
         scaled, factors = self._exposed(limited, limits, proposal, bars, state)
@@ -246,6 +246,17 @@ class PortfolioManager:
                     error.conflict,
                 ) from None
         return project(held, limits), np.zeros_like(kept)
+
+
+def _checked(proposal: Proposal, n_assets: int, source: TargetSource) -> Proposal:
+    """Refuse what a source must not say; a weight that is NaN means that the asset is left alone."""
+    weights = np.asarray(proposal.weights)
+    if weights.shape != (n_assets,) or np.isinf(weights).any():
+        raise ValueError(
+            f"the source {type(source).__name__} must propose weights ({n_assets},), finite or NaN to leave an asset alone; it "
+            f"proposed {weights}"
+        )
+    return proposal
 
 
 def _check_assets(state: PortfolioState, n_assets: int) -> None:

@@ -116,7 +116,7 @@ def turnover_and_costs_figure(result: EvaluationResult) -> go.Figure:
         row=2,
         col=1,
     )
-    figure.update_yaxes(rangemode="tozero").update_yaxes(ticksuffix="×", row=1).update_yaxes(tickformat=".1~%", row=2)
+    figure.update_yaxes(rangemode="tozero").update_yaxes(ticksuffix="×", row=1).update_yaxes(tickformat=".2~%", row=2)
     caption_panel(figure, 1, f"Turnover per {stretch}, times equity")
     caption_panel(figure, 2, "Trading costs so far, share of initial equity")
     return figure.update_layout(showlegend=False, bargap=0.25)

@@ -134,8 +134,8 @@ def compare_portfolios(
 ) -> PortfolioComparison:
     """Walk managers and the baselines over the same bars.
 
-    The baselines are long only and fully invested, on the first manager's calendar, window, lots and costs, and have none of
-    its limits; buy-and-hold buys equal weights once.
+    The baselines are long only and fully invested, on the managers' calendar, window, lots and costs, and have none of their
+    limits; buy-and-hold buys equal weights once, at the same costs and without lots.
 
     Args:
         managers: by name.
@@ -149,7 +149,8 @@ def compare_portfolios(
 
     Raises:
         InfeasibleLimitsError: limits of a manager contradict each other at some bar.
-        ValueError: there is no manager, one has the name of a baseline, there are too few bars, or `start` is too early.
+        ValueError: there is no manager, one has the name of a baseline, two pay other costs or decide on other days, there are
+            too few bars, or `start` is too early.
     """
     taken = [name for name in managers if name in BASELINES]
     if not managers or taken:
@@ -159,6 +160,7 @@ def compare_portfolios(
         )
     if n_bootstrap < 0:
         raise ValueError(f"n_bootstrap must be 0 or more, got {n_bootstrap}")
+    _check_comparable(managers)
     bars = Bars.from_frame(price_data)
     plain = {name: PortfolioManager(baseline_config(next(iter(managers.values())).config), name) for name in ALLOCATED}
     everyone = [*managers.values(), *plain.values()]
@@ -250,3 +252,15 @@ def sharpe_gain(
 def _signed(value: float) -> str:
     text = format_number(value)
     return text if text.startswith("−") or not any(digit in text for digit in "123456789") else f"+{text}"
+
+
+def _check_comparable(managers: Mapping[str, PortfolioManager]) -> None:
+    (first_name, first), *others = managers.items()
+    for name, manager in others:
+        for what in ("costs", "rebalance", "window_size", "lot_size", "minimum_notional"):
+            wanted, found = getattr(first.config, what), getattr(manager.config, what)
+            if wanted != found:
+                raise ValueError(
+                    f"managers {first_name!r} and {name!r} must have the same {what}, which the baselines share, got {wanted} "
+                    f"and {found}; compare them in two calls"
+                )
