@@ -46,7 +46,7 @@ def run(argv: list[str]) -> int:
     """Evaluate, print, report."""
     arguments: Evaluate = parse(Evaluate, "evaluate", argv)
 
-    from ml.tradingbots.components.regime_columns import with_regimes_of
+    from ml.tradingbots.components.agent_regimes import with_regimes_of
     from ml.tradingbots.training import evaluate_agent, write_report
     from ml.tradingbots.training.live import environment_for, trained_config
     from tradingbots.periods import load_bars, with_context

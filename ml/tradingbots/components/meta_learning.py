@@ -8,7 +8,8 @@ from __future__ import annotations
 from ml.tradingbots.components.multitask_agent import MultiTaskConfig, MultiTaskRLAgent
 from ml.tradingbots.components.regime_aware_agent import RegimeAwareAgent
 from ml.tradingbots.components.regime_aware_config import RegimeAwareConfig
-from ml.tradingbots.components.regime_columns import RegimeColumns, with_regime_probabilities
+from ml.tradingbots.components.regime_columns import RegimeColumns
+from ml.tradingbots.components.regime_tables import with_regime_probabilities
 from ml.tradingbots.components.task_policy import TaskPolicy
 from ml.tradingbots.components.transfer_learning import TransferLearningTrainer
 from ml.tradingbots.components.transfer_results import TransferReport

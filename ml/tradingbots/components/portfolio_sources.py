@@ -13,12 +13,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from ml.tradingbots.components.action_space import action_space, idle_weights, legal_choices, legal_target
+from ml.tradingbots.components.agent_regimes import warn_of_short_history, with_regimes_of
 from ml.tradingbots.components.agent_spaces import check_fits
 from ml.tradingbots.components.allocators import ALLOCATORS, Allocator, create_allocator
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.features import market_features
 from ml.tradingbots.components.portfolio_state import PortfolioState, Proposal, TargetSource, simple_returns
-from ml.tradingbots.components.regime_columns import warn_of_short_history, with_regimes_of
 from ml.tradingbots.data.bars import Bars
 
 FloatArray = npt.NDArray[np.float64]

@@ -21,7 +21,7 @@ from ml.tradingbots.components.base_agent import BaseAgent, StepReport
 from ml.tradingbots.components.config_checks import SEED_LIMIT
 from ml.tradingbots.components.encoders import WindowShape
 from ml.tradingbots.components.regime_aware_config import RegimeAwareConfig, checked_fields
-from ml.tradingbots.components.regime_columns import PriceData, RegimeColumns, file_as_tensor, from_tensor
+from ml.tradingbots.components.regime_columns import RegimeColumns, file_as_tensor, from_tensor
 from ml.tradingbots.components.regime_detector import refuse_smoothed
 from ml.tradingbots.components.regime_environment import BlindVectorEnv, WeightedVectorEnv
 from ml.tradingbots.components.regime_layout import RegimeLayout, probability_name
@@ -33,6 +33,7 @@ from ml.tradingbots.components.regime_mixing import (
     mixed_values,
     mixing_weights,
 )
+from ml.tradingbots.components.regime_tables import PriceData
 from ml.tradingbots.components.regime_worlds import HandedOnNormalizer, World
 from ml.tradingbots.components.rl_agents import agent_from_state, create_rl_agent
 from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, shown

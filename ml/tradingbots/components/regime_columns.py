@@ -6,10 +6,8 @@ forecasts are: what is said of a bar depends on bars up to it.
 
 from __future__ import annotations
 
-import functools
 import math
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeAlias
@@ -20,15 +18,20 @@ import torch
 
 from ml.tradingbots.components.base_detector import BaseDetector
 from ml.tradingbots.components.features import feature_columns
-from ml.tradingbots.components.forecast_feature import with_forecasts
 from ml.tradingbots.components.hiddenmarkov import load_detector
 from ml.tradingbots.components.regime_detector import FloatArray, RegimeDetector, refuse_smoothed
 from ml.tradingbots.components.regime_features import regime_features
-from ml.tradingbots.components.regime_layout import is_regime_column, regime_column_names
+from ml.tradingbots.components.regime_layout import regime_column_names
+from ml.tradingbots.components.regime_tables import (
+    PriceData,
+    are_distributions,
+    from_first_defined,
+    relative_entropy,
+    with_columns,
+)
 from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, read_file, require_keys, save_file
 from ml.tradingbots.data.bars import Bars
 
-PriceData: TypeAlias = Bars | pd.DataFrame
 Inputs: TypeAlias = Callable[[pd.DataFrame], Any] | Sequence[str] | None
 
 KIND = "regime columns"
@@ -38,8 +41,8 @@ NOVEL_SHARE = 0.01
 _METHODS = ("fit", "predict_next", "update", "reset")
 # Share of where a history began that no longer matters.
 _LEFT_OF_START = 0.01
-# Probabilities that others made may be rounded to a few digits.
-_ROUNDING = 1e-6
+# A chain whose second eigenvalue is this close to 1 does not forget.
+_NEVER = 1e-6
 
 
 class RegimeColumns:
@@ -109,7 +112,7 @@ class RegimeColumns:
             return None
         sizes = np.sort(np.abs(np.linalg.eigvals(np.asarray(transition, dtype=np.float64))))
         second = float(sizes[-2]) if len(sizes) > 1 else 0.0
-        if second >= 1.0 - _ROUNDING:
+        if second >= 1.0 - _NEVER:
             return None
         return max(math.ceil(math.log(_LEFT_OF_START) / math.log(second)), 1) if second > 0.0 else 1
 
@@ -136,7 +139,7 @@ class RegimeColumns:
         predicted, scores = self._said(rows)
         found = np.full((bars.n_bars, self.n_regimes + 2), np.nan)
         found[first:, :-2] = predicted
-        found[first:, -2] = [_entropy(row) for row in predicted.tolist()]
+        found[first:, -2] = [relative_entropy(row) for row in predicted.tolist()]
         found[first:, -1] = self._novelty(scores < self.novel_below)
         return found
 
@@ -153,7 +156,7 @@ class RegimeColumns:
             RuntimeError: the detector has learned nothing yet.
             ValueError: the table has columns of regimes already, or lacks what the detector is shown.
         """
-        return _with_columns(price_data, self.table(price_data))
+        return with_columns(price_data, self.table(price_data))
 
     def are_in(self, bars: Bars) -> bool:
         """Whether a table has all the columns."""
@@ -183,7 +186,7 @@ class RegimeColumns:
         else:
             predicted, score = np.asarray(self.detector.predict_next()).tolist(), math.nan
         self._n_low = self._n_low + 1 if score < self.novel_below else 0
-        return np.array([*predicted, _entropy(predicted), float(self._n_low >= self.novelty_bars)])
+        return np.array([*predicted, relative_entropy(predicted), float(self._n_low >= self.novelty_bars)])
 
     def _shown(self, bars: Bars) -> tuple[int, Any]:
         """Return the first bar with all features, and what the detector is shown from it on."""
@@ -203,7 +206,7 @@ class RegimeColumns:
         else:
             found = self._named(bars, tuple(self.inputs))
         refuse_smoothed(found, to="a detector")
-        return _from_first_defined(found, bars)
+        return from_first_defined(found, bars)
 
     def _named(self, bars: Bars, names: tuple[str, ...]) -> pd.DataFrame:
         if self.asset is None and bars.n_assets > 1:
@@ -221,7 +224,7 @@ class RegimeColumns:
         predicted = self.detector.predict_next(rows)
         refuse_smoothed(predicted, to="an agent")
         predicted = np.asarray(predicted, dtype=np.float64)
-        if predicted.shape != (len(rows), self.n_regimes) or not _are_distributions(predicted):
+        if predicted.shape != (len(rows), self.n_regimes) or not are_distributions(predicted):
             raise ValueError(
                 f"{type(self.detector).__name__}.predict_next must return a finite probability of each of {self.n_regimes} "
                 f"regimes for each of {len(rows)} bars, rows that sum to 1; it returned shape {predicted.shape}"
@@ -321,89 +324,6 @@ class RegimeColumns:
         return made
 
 
-def with_regime_probabilities(price_data: PriceData, probabilities: Any) -> pd.DataFrame:
-    """Add regime probabilities of one's own to a price table, in the columns that a `RegimeAwareAgent` reads.
-
-    Args:
-        price_data: what `Bars.from_frame` accepts.
-        probabilities: of each regime at the bar after each, known at its close; (n_bars, n_regimes), NaN in a warm-up.
-
-    Returns:
-        The table with `regime_p0` …, `regime_entropy` and `regime_novelty`, which is 0.
-
-    Raises:
-        TypeError: they are smoothed, and know the future.
-        ValueError: they are none, or of another number of bars.
-    """
-    refuse_smoothed(price_data, probabilities, to="an agent")
-    bars = Bars.from_frame(price_data)
-    if isinstance(probabilities, (pd.DataFrame, pd.Series)):
-        tables = [bars.timestamps, *([price_data.index] if isinstance(price_data, pd.DataFrame) else [])]
-        if not any(probabilities.index.equals(index) for index in tables):
-            raise ValueError(
-                "the index of probabilities must be the timestamps of price_data, bar by bar: reindex them, which fills a "
-                "warm-up with NaN, or give probabilities.to_numpy() if rows are in the order of the bars"
-            )
-    given = np.array(probabilities, dtype=np.float64)
-    if given.ndim != 2 or len(given) != bars.n_bars or given.shape[1] < 1:
-        raise ValueError(
-            f"probabilities must be (n_bars, n_regimes), one row for each of {bars.n_bars} bars, got shape {given.shape}; "
-            "fill the warm-up with NaN"
-        )
-    first, rows = _from_first_defined(given, bars)
-    if not _are_distributions(rows):
-        raise ValueError("probabilities must be at least 0 and each row must sum to 1; fill the warm-up with NaN")
-    table = np.full((bars.n_bars, given.shape[1] + 2), np.nan)
-    table[first:, :-2] = rows
-    table[first:, -2] = [_entropy(row) for row in rows.tolist()]
-    table[first:, -1] = 0.0
-    return _with_columns(bars, table)
-
-
-def with_regimes_of(agent: Any, bars: Bars) -> Bars:
-    """Return a table with the columns of an agent's regimes, if it has a detector and the table lacks them."""
-    regimes = getattr(agent, "regimes", None)
-    if not isinstance(regimes, RegimeColumns) or regimes.are_in(bars):
-        return bars
-    return Bars.from_frame(regimes.add_to(bars))
-
-
-def warn_of_short_history(agent: Any, bars: Bars, n_bars: int) -> None:
-    """Warn where an agent adds the columns of its regimes to so few bars that they depend on where the table begins.
-
-    Args:
-        agent: whoever is to decide.
-        bars: the table that it was given.
-        n_bars: how many of its bars come before the decision.
-    """
-    regimes = getattr(agent, "regimes", None)
-    if not isinstance(regimes, RegimeColumns) or regimes.are_in(bars):
-        return
-    needed = regimes.bars_to_forget
-    if needed is not None and n_bars < needed:
-        warnings.warn(
-            f"{n_bars} bars up to the decision are few: what the agent's detector says of regimes depends on where the prices "
-            f"begin until {needed} bars have passed; give as many, or always begin at the same bar",
-            UserWarning,
-            stacklevel=3,
-        )
-
-
-def check_shows_regimes(env: Any, agent: Any) -> None:
-    """Check that the prices an agent is to be judged on have columns of regimes, where it needs them.
-
-    Raises:
-        ValueError: they have none.
-    """
-    market = getattr(getattr(env, "unwrapped", env), "market", None)
-    if not hasattr(agent, "add_regimes") or market is None or any(map(is_regime_column, market.feature_names)):
-        return
-    raise ValueError(
-        f"agent {agent.agent_type!r} is to be judged on prices without columns of regimes: make the environment of "
-        "agent.add_regimes(prices), or of with_regime_probabilities(prices, probabilities) where it has no detector"
-    )
-
-
 def file_as_tensor(thing: Any) -> torch.Tensor:
     """Return the bytes of something's own file; uint8."""
     with tempfile.TemporaryDirectory() as folder:
@@ -425,40 +345,6 @@ def from_tensor(content: Any, load: Callable[[Path], Any]) -> Any:
         return load(path)
 
 
-def _with_columns(price_data: PriceData, table: FloatArray) -> pd.DataFrame:
-    bars = Bars.from_frame(price_data)
-    present = [name for name in bars.extra if is_regime_column(name)]
-    if present:
-        raise ValueError(f"the table has columns of regimes already ({', '.join(present)}): drop them first")
-    columns = dict(zip(regime_column_names(table.shape[1] - 2), table.T, strict=True))
-    return with_forecasts(bars, {name: functools.partial(_for_every_asset, column) for name, column in columns.items()})
-
-
-def _for_every_asset(column: FloatArray, bars: Bars) -> FloatArray:
-    return np.repeat(column[:, None], bars.n_assets, axis=1)
-
-
-def _from_first_defined(features: Any, bars: Bars) -> tuple[int, Any]:
-    """Return the first bar of features that end with the last bar and are undefined only in a warm-up, and the rest."""
-    if isinstance(features, pd.Series):
-        features = features.to_frame()
-    if not isinstance(features, pd.DataFrame):
-        features = np.asarray(features, dtype=np.float64)
-        features = features[:, None] if features.ndim == 1 else features
-    n_missing = bars.n_bars - len(features)
-    if n_missing < 0 or features.ndim != 2:
-        raise ValueError(f"inputs must be (n_bars, n_features) of {bars.n_bars} bars, got shape {features.shape}")
-    if isinstance(features, pd.DataFrame) and not features.index.equals(bars.timestamps[n_missing:]):
-        raise ValueError("inputs must end with the last bar of the table and leave out none after its first")
-    defined = np.isfinite(np.asarray(features, dtype=np.float64)).all(axis=1)
-    if not defined.any():
-        raise ValueError("inputs are undefined at every bar: give more bars, or features with a shorter warm-up")
-    first = int(np.argmax(defined))
-    if isinstance(features, pd.DataFrame):
-        return n_missing + first, features.iloc[first:]
-    return n_missing + first, features[first:]
-
-
 def _are_names(inputs: Any) -> bool:
     is_list = isinstance(inputs, Sequence) and not isinstance(inputs, str)
     return is_list and len(inputs) > 0 and all(isinstance(name, str) for name in inputs)
@@ -466,15 +352,3 @@ def _are_names(inputs: Any) -> bool:
 
 def _name_of(function: Any) -> str:
     return str(getattr(function, "__name__", "a function"))
-
-
-def _are_distributions(rows: FloatArray) -> bool:
-    return bool(np.isfinite(rows).all() and (rows >= 0.0).all() and (np.abs(rows.sum(axis=1) - 1.0) < _ROUNDING).all())
-
-
-def _entropy(probabilities: Sequence[float]) -> float:
-    """Entropy over its largest value, in [0, 1]; 0 for a single regime."""
-    if len(probabilities) == 1:
-        return 0.0
-    total = -sum(value * math.log(value) for value in probabilities if value > 0.0)
-    return min(max(total / math.log(len(probabilities)), 0.0), 1.0)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ml.tradingbots.components.agent_regimes import check_shows_regimes
 from ml.tradingbots.components.agent_spaces import check_fits
-from ml.tradingbots.components.regime_columns import check_shows_regimes
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.vector_adapter import as_vector_env
 from ml.tradingbots.training.results import BUY_AND_HOLD, EvaluationResult

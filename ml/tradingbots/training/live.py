@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from ml.tradingbots.components.action_space import legal_target
+from ml.tradingbots.components.agent_regimes import warn_of_short_history, with_regimes_of
 from ml.tradingbots.components.env_config import TradingEnvConfig
 from ml.tradingbots.components.market import Market
-from ml.tradingbots.components.regime_columns import warn_of_short_history, with_regimes_of
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.serialization import CheckpointError, checked_config
 from ml.tradingbots.data.bars import Bars

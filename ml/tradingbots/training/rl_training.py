@@ -20,11 +20,11 @@ import pandas as pd
 import torch
 from gymnasium.vector import VectorEnv
 
+from ml.tradingbots.components.agent_regimes import check_shows_regimes
 from ml.tradingbots.components.agent_spaces import check_fits
 from ml.tradingbots.components.base_agent import StepReport
 from ml.tradingbots.components.config_checks import check_field_types
 from ml.tradingbots.components.multi_market import MultiMarketVectorEnv
-from ml.tradingbots.components.regime_columns import check_shows_regimes
 from ml.tradingbots.components.rl_environment import TradingEnvironment
 from ml.tradingbots.components.serialization import DAMAGE, CheckpointError, check_like, plain, write_atomically
 from ml.tradingbots.components.vector_adapter import as_vector_env
